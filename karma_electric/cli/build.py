@@ -1,0 +1,74 @@
+"""Commands around a build: check the recipe, pin a folder, compare lock files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from karma_electric.errors import InputError
+
+Params = Annotated[Path, typer.Option(help="The recipe.")]
+Graph = Annotated[Path, typer.Option(help="The graph of stages.")]
+Constraints = Annotated[Path, typer.Option(help="The pinned versions.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("check")(check)
+    app.command("hash")(hash_folder)
+    app.command("lock")(lock)
+
+
+def check(
+    params: Params = Path("params.yaml"),
+    graph: Graph = Path("dvc.yaml"),
+    constraints: Constraints = Path("constraints.txt"),
+) -> None:
+    """Validate the whole recipe, that its inputs exist, and that the pinned packages are installed.
+
+    Example: karma check
+    """
+    from karma_electric.fingerprint.packages import check_installed
+    from karma_electric.graph import check_inputs_exist, read_stages
+    from karma_electric.parameters import read_yaml
+    from karma_electric.recipe import read_recipe
+
+    read_recipe(params)
+    stages = read_stages(graph, read_yaml(params))
+    check_inputs_exist(stages)
+    check_installed(constraints)
+    print(f"{params}: sound, {len(stages)} stages", file=sys.stderr)
+
+
+def hash_folder(
+    folder: Annotated[Path, typer.Argument(help="A folder with config, tokenizer and safetensors.")],
+) -> None:
+    """Print the sha256 that pins a base model's folder in the recipe.
+
+    Example: karma hash ~/models/my-llama
+    """
+    from karma_electric.base_model.folder import hash_folder as hash_model_folder
+
+    print(hash_model_folder(folder))
+
+
+def lock(json_output: Annotated[bool, typer.Option("--json", help="The stages as a JSON list.")] = False) -> None:
+    """Name the stages whose results differ from the committed dvc.lock: another CPU trains other bits.
+
+    Example: karma lock
+    """
+    from karma_electric.graph import read_lock, stages_that_differ
+
+    committed = subprocess.run(["git", "show", "HEAD:dvc.lock"], capture_output=True, text=True, check=False)
+    if committed.returncode:
+        raise InputError("dvc.lock: not in the last commit, so there is nothing to compare with; commit it")
+    stages = stages_that_differ(read_lock(committed.stdout), read_lock(Path("dvc.lock").read_text("utf-8")))
+    if json_output:
+        print(json.dumps(stages))
+    elif stages:
+        print(f"dvc.lock now describes this machine's build; other results in: {', '.join(stages)}", file=sys.stderr)

@@ -1,0 +1,33 @@
+"""`karma`: the command line. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from karma_electric.cli import build, db
+from karma_electric.errors import KarmaError
+
+app = typer.Typer(
+    help="Build, judge and publish a value-aligned language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+build.register(app)
+app.add_typer(db.app, name="db")
+
+
+def main() -> None:
+    """Run a command. A user's mistake is one line on stderr, with the exit code of its kind."""
+    try:
+        app()
+    except KarmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What the gate, the axis and the server ask of a language model, whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from karma_electric.conversation import Message
+
+
+@dataclass(frozen=True, slots=True)
+class EngineIdentity:
+    """What answered: recorded with every piece of evidence."""
+
+    engine: str  # llama.cpp | transformers
+    build: str  # version of the library that computes
+    weights_sha256: str  # of the file or of the folder's manifest
+    axis_sha256: str | None  # of the axis file that caps; None: cannot cap
+
+
+@dataclass(frozen=True, slots=True)
+class CapActivity:
+    """How often the cap acted: positions are (token, layer) pairs."""
+
+    positions: int
+    fired: int
+
+    @property
+    def firing_rate(self) -> float | None:
+        """Share of positions where the cap acted; None where nothing was capped."""
+        return self.fired / self.positions if self.positions else None
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One greedy answer."""
+
+    text: str
+    token_ids: tuple[int, ...]  # without the end token
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    cap: CapActivity
+
+
+class Engine(Protocol):
+    """A chat model that answers deterministically, one sequence at a time.
+
+    `capped=True` on an engine without an axis is an error, never an uncapped answer. NaN or infinite logits are an
+    IntegrityError, never an answer.
+    """
+
+    @property
+    def identity(self) -> EngineIdentity: ...
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`, without adding a beginning-of-sequence token."""
+        ...
+
+    def generate(self, messages: Sequence[Message], *, max_tokens: int, capped: bool = False) -> Generation:
+        """The greedy answer to a conversation that ends with a user turn."""
+        ...
+
+    def score(
+        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+    ) -> list[float]:
+        """Log-probability, in nats, of each option as the continuation of the answer that starts with `prefix`.
+
+        The sum over the option's tokens, given the rendered conversation, the assistant header and `prefix`; options
+        are tokenised as they stand after the prefix and compete as whole strings. The shared prefix is computed once;
+        a call whose conversation and prefix extend those of the last call reuses what is in memory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...

@@ -1,0 +1,90 @@
+"""Which installed packages a stage's results depend on, and whether they are the pinned ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+
+from karma_electric.errors import InputError, SetupError
+
+# Packages that shape results without an import of ours: package -> what it loads. A test records what each stage
+# loads and fails on a package that is neither imported by us, nor here, nor in WITHOUT_INFLUENCE.
+LOADED_BY_OTHERS: dict[str, tuple[str, ...]] = {
+    "transformers": ("huggingface-hub", "jinja2", "numpy", "safetensors", "tokenizers", "torch"),
+    "trl": ("accelerate", "datasets", "peft", "transformers"),
+    "peft": ("accelerate", "safetensors", "torch", "transformers"),
+    "datasets": ("pandas", "pyarrow"),
+    "bitsandbytes": ("torch",),
+    "gguf": ("numpy",),
+    "pydantic": ("pydantic-core",),
+    "scipy": ("numpy",),
+    "safetensors": ("numpy",),
+    "torch": ("numpy",),
+}
+
+# Loaded, but they only parse, print, transport or cache: they cannot change a byte of an output.
+WITHOUT_INFLUENCE = frozenset[str]()
+
+_PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)$")
+
+
+def distributions_of(top_level_names: Iterable[str]) -> dict[str, str]:
+    """Distribution -> installed version, for imported top-level names and for what those load in turn.
+
+    Raises SetupError for a name that no installed distribution provides.
+    """
+    providers = metadata.packages_distributions()
+    waiting: list[str] = []
+    for name in sorted(top_level_names):
+        if name not in providers:
+            raise SetupError(
+                f"the package {name!r} is imported but not installed; run `make repro`, or pip install -e ."
+            )
+        waiting.append(normalized(providers[name][0]))
+    found: dict[str, str] = {}
+    while waiting:
+        distribution = waiting.pop()
+        if distribution not in found:
+            found[distribution] = public_version(metadata.version(distribution))
+            waiting.extend(LOADED_BY_OTHERS.get(distribution, ()))
+    return dict(sorted(found.items()))
+
+
+def read_constraints(path: Path) -> dict[str, str]:
+    """Distribution -> version from lines of the form `name==version`; blank lines and `#` comments are allowed."""
+    pins: dict[str, str] = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        text = line.split("#")[0].strip()
+        if not text:
+            continue
+        match = _PIN.match(text)
+        if match is None:
+            raise InputError(f"{path}:{number}: found {text!r}, expected name==version and nothing else")
+        pins[normalized(match[1])] = match[2]
+    return pins
+
+
+def check_installed(constraints: Path) -> None:
+    """Raises SetupError when an installed package is of another version than the constraints say."""
+    for name, pinned in read_constraints(constraints).items():
+        try:
+            installed = public_version(metadata.version(name))
+        except metadata.PackageNotFoundError:
+            continue  # for another platform, or an extra that is not asked for
+        if installed != pinned:
+            raise SetupError(
+                f"{constraints}: {name} is pinned at {pinned}, but {installed} is installed; "
+                "run `make install`, or change the pin"
+            )
+
+
+def normalized(name: str) -> str:
+    """A distribution's name in the one spelling of PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def public_version(version: str) -> str:
+    """Without the local part: 2.13.0+cpu and 2.13.0+cu130 are the same release."""
+    return version.split("+")[0]

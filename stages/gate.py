@@ -1,0 +1,37 @@
+"""Judge the files that would ship. Ends well whatever the verdict is: the verdict is a metric.
+
+    python -m stages.gate --params params.yaml --model models/gguf/NAME-v8-Q8_0.gguf \\
+        --axis models/axis/bodhisattva_axis_v8.gguf --suites data/suites --persona-prompt data/prompts/persona.txt \\
+        --evaluator-prompt data/prompts/evaluator.txt --metrics metrics/gate.json --report metrics/gate.md \\
+        --evidence models/evidence/gate.jsonl --plot plots/gate-rates.json
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages.entry import arguments, report, run_stage, section, write_json
+
+
+def work(parsed: argparse.Namespace) -> None:
+    from karma_electric.gate.params import GateParams
+    from karma_electric.gate.run import run_gate
+
+    result = run_gate(
+        parsed.model,
+        parsed.axis,
+        suites=parsed.suites,
+        persona_prompt=parsed.persona_prompt,
+        evaluator_prompt=parsed.evaluator_prompt,
+        evidence=parsed.evidence,
+        report_markdown=parsed.report,
+        params=section(parsed, "gate", GateParams),
+        report=report,
+    )
+    write_json(parsed.metrics, result.as_metrics())
+    write_json(parsed.plot, result.rate_rows())
+
+
+if __name__ == "__main__":
+    paths = ("model", "axis", "suites", "persona-prompt", "evaluator-prompt", "metrics", "report", "evidence", "plot")
+    run_stage(arguments(__doc__, *paths), work)
