@@ -34,7 +34,7 @@ def read_json_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iter
     """Yield (line number from 1, object) for each non-blank line of a UTF-8 file.
 
     Raises InputError, naming file and line, for a missing file, a line that is too long, text that is not UTF-8 or not
-    JSON, a duplicated key, a NaN, or a value that is not an object.
+    JSON, a duplicated key, a number that is not finite, or a value that is not an object.
     """
     try:
         stream = path.open("rb")
@@ -70,10 +70,16 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> dict[str
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     """The object in UTF-8 JSON; `where` starts every error.
 
-    Raises InputError for text that is not UTF-8 or not JSON, a duplicated key, a NaN, or a value that is not an object.
+    Raises InputError for text that is not UTF-8 or not JSON, a duplicated key, a number that is not finite, or a value
+    that is not an object.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except RecursionError as error:
@@ -96,3 +102,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits[:80]} is too large for a number")
+    return value
