@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from karma_electric.canonical import canonical_json, read_json_lines
-from karma_electric.errors import InputError
+from karma_electric.errors import InputError, shown
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -77,8 +77,8 @@ def parse_example(row: Mapping[str, Any], where: str) -> Example:
     """An example from an export row; unknown keys are refused."""
     unknown = sorted(set(row) - {"id", "source", "category", "conversations"})
     if unknown:
-        raise InputError(f"{where}: unknown key {unknown[0]!r}; a row has id, source, category, conversations")
-    fields = {key: _parse_text(row.get(key), f"{where}: {key}") for key in ("id", "source", "category")}
+        raise InputError(f"{where}: unknown key {shown(unknown[0])}; a row has id, source, category, conversations")
+    fields = {key: parse_text(row.get(key), f"{where}: {key}") for key in ("id", "source", "category")}
     return Example(conversation=parse_conversation(row.get("conversations"), where), **fields)
 
 
@@ -88,21 +88,13 @@ def read_examples(path: Path) -> Iterator[Example]:
     for number, row in read_json_lines(path):
         example = parse_example(row, f"{path}:{number}")
         if example.id in seen:
-            raise InputError(f"{path}:{number}: the id {example.id!r} stands already in line {seen[example.id]}")
+            raise InputError(f"{path}:{number}: the id {shown(example.id)} stands already in line {seen[example.id]}")
         seen[example.id] = number
         yield example
 
 
-def _parse_message(value: object, where: str) -> Message:
-    if not isinstance(value, dict) or set(value) != {"role", "content"}:
-        raise InputError(f"{where}: found {_kind(value)}, expected an object with exactly role and content")
-    role = value["role"]
-    if role not in ROLES:
-        raise InputError(f"{where}: role is {role!r}, expected one of {', '.join(ROLES)}")
-    return Message(role=role, content=_parse_text(value["content"], f"{where}: content"))
-
-
-def _parse_text(value: object, where: str) -> str:
+def parse_text(value: object, where: str) -> str:
+    """Text that is not blank, without NUL and lone surrogates; `where` (file, line and key) starts every error."""
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where} is {_kind(value)}, expected text that is not empty")
     if "\0" in value:
@@ -110,6 +102,15 @@ def _parse_text(value: object, where: str) -> str:
     if found := _LONE_SURROGATE.search(value):
         raise InputError(f"{where} has a lone surrogate at position {found.start()}; save the text as valid Unicode")
     return value
+
+
+def _parse_message(value: object, where: str) -> Message:
+    if not isinstance(value, dict) or set(value) != {"role", "content"}:
+        raise InputError(f"{where}: found {_kind(value)}, expected an object with exactly role and content")
+    role = value["role"]
+    if role not in ROLES:
+        raise InputError(f"{where}: role is {shown(role)}, expected one of {', '.join(ROLES)}")
+    return Message(role=role, content=parse_text(value["content"], f"{where}: content"))
 
 
 def _kind(value: object) -> str:
@@ -120,5 +121,5 @@ def _kind(value: object) -> str:
     if isinstance(value, list) and not value:
         return "an empty list"
     if isinstance(value, dict):
-        return f"an object with the keys {', '.join(map(str, sorted(value))) or 'none'}"
+        return f"an object with the keys {', '.join(map(str, value))[:80] or 'none'}"
     return f"a value of type {type(value).__name__}"

@@ -6,11 +6,27 @@ is raised is a fault of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 6
+_SHORT.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """`value` as an error shows it: what `repr` says, cut to a bounded length."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
 
 class KarmaError(Exception):
     """An error to be shown as one line. `exit_code` is what the process ends with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 class InputError(KarmaError):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from karma_electric.errors import InputError
+from karma_electric.errors import InputError, shown
 from karma_electric.parameters import read_yaml
 
 _TEMPLATE = re.compile(r"\$\{([^}]+)\}")
@@ -27,48 +27,83 @@ class Stage:
 
 def read_stages(graph: Path, recipe: dict[str, Any]) -> list[Stage]:
     """Every stage of the `dvc.yaml` at `graph`, with `foreach` unrolled and `${...}` filled in from the recipe."""
+    entries = read_yaml(graph).get("stages")
+    if not isinstance(entries, dict):
+        raise InputError(f"{graph}: stages is missing or no mapping; restore it with `git checkout -- {graph}`")
     stages: list[Stage] = []
-    for name, entry in read_yaml(graph).get("stages", {}).items():
-        if "foreach" not in entry:
-            stages.append(_stage(name, entry, recipe, graph))
+    for name, entry in entries.items():
+        where = f"{graph}: stages.{name}"
+        body = _mapping(entry, where)
+        if "foreach" not in body:
+            stages.append(_stage(name, body, recipe, graph))
             continue
-        for key, item in _items(_filled(entry["foreach"], recipe, graph, name)):
-            stages.append(_stage(f"{name}@{key}", entry["do"], {**recipe, "key": key, "item": item}, graph))
+        for key, item in _items(_filled(body["foreach"], recipe, graph, name), where):
+            do = _mapping(body.get("do"), f"{where}.do")
+            stages.append(_stage(f"{name}@{key}", do, {**recipe, "key": key, "item": item}, graph))
     return stages
 
 
-def check_inputs_exist(stages: list[Stage]) -> None:
-    """Raises InputError for a dependency, relative to the folder we are in, that no stage makes and is missing."""
+def check_inputs_exist(stages: list[Stage], named_by: Mapping[str, str]) -> None:
+    """Raises InputError for a dependency, relative to the folder we are in, that no stage makes and is missing.
+
+    `named_by` (path -> file and key) says where the recipe names a path.
+    """
     outputs = [PurePosixPath(output) for stage in stages for output in stage.outputs]
     for stage in stages:
         for dependency in stage.dependencies:
             path = PurePosixPath(dependency)
             made = any(path == out or out in path.parents or path in out.parents for out in outputs)
-            if not made and not Path(dependency).exists():
+            if made or Path(dependency).exists():
+                continue
+            if dependency in named_by:
                 raise InputError(
-                    f"{dependency}: missing, but the stage {stage.name} needs it; restore it with "
-                    f"`git checkout -- {dependency}`, or correct the recipe"
+                    f"{named_by[dependency]}: found {dependency!r}, a file that is missing and that no stage makes; "
+                    "correct the path or restore the file"
                 )
+            raise InputError(
+                f"{dependency}: missing, but the stage {stage.name} needs it; restore it with "
+                f"`git checkout -- {dependency}`, or correct the recipe"
+            )
 
 
 def _stage(name: str, entry: dict[str, Any], values: dict[str, Any], graph: Path) -> Stage:
-    outputs = [
-        path if isinstance(path, str) else next(iter(path))
-        for kind in ("outs", "metrics", "plots")
-        for path in entry.get(kind, [])
-    ]
+    where = f"{graph}: stages.{name}"
+    dependencies = _paths(entry, "deps", where)
+    outputs = [path for kind in ("outs", "metrics", "plots") for path in _paths(entry, kind, where)]
     return Stage(
         name=name,
-        dependencies=tuple(_filled(path, values, graph, name) for path in entry.get("deps", [])),
-        outputs=tuple(_filled(path, values, graph, name) for path in outputs),
+        dependencies=tuple(str(_filled(path, values, graph, name)) for path in dependencies),
+        outputs=tuple(str(_filled(path, values, graph, name)) for path in outputs),
     )
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
+def _mapping(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: found {shown(value)}, expected a mapping with cmd, deps and outs")
+    return value
+
+
+def _paths(entry: dict[str, Any], kind: str, where: str) -> list[str]:
+    """The paths of a list whose items are `path` or `path: settings`."""
+    items = entry.get(kind, [])
+    if not isinstance(items, list):
+        raise InputError(f"{where}.{kind}: found {shown(items)}, expected a list of paths")
+    paths: list[str] = []
+    for item in items:
+        path = next(iter(item), None) if isinstance(item, dict) else item
+        if not isinstance(path, str):
+            raise InputError(f"{where}.{kind}: found {shown(item)}, expected a path")
+        paths.append(path)
+    return paths
+
+
+def _items(value: object, where: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         yield from value.items()
-    else:
+    elif isinstance(value, list):
         yield from ((str(item), item) for item in value)
+    else:
+        raise InputError(f"{where}.foreach: found {shown(value)}, expected a list or a mapping")
 
 
 def _filled(value: Any, values: dict[str, Any], graph: Path, stage: str) -> Any:
@@ -92,13 +127,18 @@ def _looked_up(key: str, values: dict[str, Any], graph: Path, stage: str) -> Any
     return found
 
 
-def read_lock(text: str) -> dict[str, dict[str, str]]:
-    """Stage -> output path -> hash, from the text of a `dvc.lock`."""
-    lock = yaml.safe_load(text) or {}
-    return {
-        name: {output["path"]: str(output.get("md5", "")) for output in stage.get("outs", [])}
-        for name, stage in lock.get("stages", {}).items()
-    }
+def read_lock(text: str, where: str) -> dict[str, dict[str, str]]:
+    """Stage -> output path -> hash, from the text of a `dvc.lock`. Raises InputError, starting with `where`."""
+    try:
+        lock = yaml.safe_load(text) or {}
+        return {
+            name: {output["path"]: output["md5"] for output in stage.get("outs", [])}
+            for name, stage in lock.get("stages", {}).items()
+        }
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{where}: not a lock file of DVC; restore it with `git checkout -- dvc.lock`, or build with `dvc repro`"
+        ) from error
 
 
 def stages_that_differ(first: dict[str, dict[str, str]], second: dict[str, dict[str, str]]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -12,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from karma_electric.canonical import readable_json
-from karma_electric.errors import IntegrityError
+from karma_electric.canonical import read_json_object, readable_json
+from karma_electric.errors import InputError, IntegrityError
 
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -48,19 +47,28 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling folder; it takes the place of `path` when the block ends well, else it is removed."""
+    """A temporary sibling folder; it takes the place of `path` when the block ends well, else it is removed.
+
+    What was at `path` is renamed before it is deleted, so that a process killed there leaves no half of it behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                file.chmod(0o644)
-                _flush_to_disk(file)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        for entry in temporary.rglob("*"):
+            if entry.is_symlink():
+                continue
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
+            if entry.is_file():
+                _flush_to_disk(entry)
+        if os.path.lexists(path):
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old.partial", dir=path.parent))
+            path.replace(old / path.name)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -84,11 +92,20 @@ def write_manifest(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:
-    """Path, size in bytes and SHA-256 of every file below `folder` but its manifest, sorted by path."""
-    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Path, size in bytes and SHA-256 of every file below `folder` but its manifest, sorted by path.
+
+    A link to a file counts as the file. Raises IntegrityError for what cannot be hashed: a link to a folder or to
+    nothing, a pipe, a socket.
+    """
+    paths: list[str] = []
+    for entry in folder.rglob("*"):
+        if entry.is_file():
+            paths.append(entry.relative_to(folder).as_posix())
+        elif entry.is_symlink() or not entry.is_dir():
+            raise IntegrityError(f"{entry}: neither a file nor a folder, so no hash covers it; remove it")
     return [
         {"path": name, "size": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in paths
+        for name in sorted(paths)
         if name != MANIFEST_NAME
     ]
 
@@ -97,13 +114,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of `folder`, its form checked but not yet its hashes."""
     path = folder / MANIFEST_NAME
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise IntegrityError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; this is no manifest")
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error}); rebuild the stage that makes {folder}") from error
-    if not isinstance(manifest, dict) or set(manifest) != {"identity", "files"}:
+        manifest = read_json_object(path, max_bytes=MAX_MANIFEST_BYTES)
+    except InputError as error:
+        raise IntegrityError(f"{error}; rebuild the stage that makes {folder}") from error
+    if set(manifest) != {"identity", "files"} or not isinstance(manifest["identity"], dict):
         raise IntegrityError(f"{path}: not a manifest (identity and files expected); rebuild the stage that makes it")
+    files = manifest["files"]
+    if not isinstance(files, list) or not all(map(_is_entry, files)):
+        raise IntegrityError(f"{path}: files is no list of path, size and sha256; rebuild the stage that makes it")
+    if len({entry["path"] for entry in files}) != len(files):
+        raise IntegrityError(f"{path}: names a file twice; rebuild the stage that makes it")
     return manifest
 
 
@@ -119,10 +139,20 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
             raise IntegrityError(f"{folder / name}: not in {MANIFEST_NAME}; remove it or rebuild {folder}")
         if promised[name] != found[name]:
             raise IntegrityError(
-                f"{folder / name}: sha256 is {found[name]['sha256'][:12]}…, {MANIFEST_NAME} says "
-                f"{promised[name]['sha256'][:12]}…; rebuild {folder}"
+                f"{folder / name}: sha256 is {_described(found[name])}, "
+                f"{MANIFEST_NAME} says {_described(promised[name])}; rebuild {folder}"
             )
     return manifest
+
+
+def _is_entry(value: object) -> bool:
+    if not isinstance(value, dict) or set(value) != {"path", "size", "sha256"}:
+        return False
+    return isinstance(value["path"], str) and type(value["size"]) is int and isinstance(value["sha256"], str)
+
+
+def _described(entry: dict[str, Any]) -> str:
+    return f"{entry['sha256'][:12]}… ({entry['size']} bytes)"
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from karma_electric.errors import InputError
+from karma_electric.errors import InputError, shown
 
 MAX_RECIPE_BYTES = 1024 * 1024
 
@@ -23,22 +25,36 @@ class Parameters(BaseModel):
 P = TypeVar("P", bound=Parameters)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; a recipe with two is refused."""
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses two equal keys, of which PyYAML keeps the last, and gives every error a line."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, KeyError, AttributeError) as error:  # a date such as 2026-02-30, or `!!int abc`
+            kind = node.tag.rpartition(":")[2]
+            raise _fault(f"{shown(node.value)} cannot be read as {kind}", node) from error
 
 
-def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    result: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
+def _fault(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _construct_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
+    seen: set[Hashable] = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
-        if key in result:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
-        result[key] = loader.construct_object(value_node, deep=True)
-    return result
+        if not isinstance(key, Hashable):
+            raise _fault("a list or mapping cannot be a key; are there braces too many?", key_node)
+        if key in seen:
+            raise _fault(f"the key {shown(key)} stands twice", key_node)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
 
 
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -46,16 +62,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise InputError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes; this is no recipe")
-        value = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        value = yaml.load(path.read_text("utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a YAML file") from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "nested too deeply"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "nested too deeply"
         raise InputError(f"{path}{line}: not YAML ({problem}); mend the line") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: found {type(value).__name__}, expected sections such as base: and train:")
+        found = "nothing" if value is None else f"a {type(value).__name__}"
+        raise InputError(f"{path}: found {found}, expected a mapping of keys and values")
     return value
 
 
@@ -72,14 +89,14 @@ def parse_parameters(value: object, model: type[P], *, where: str) -> P:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise InputError(describe_first_fault(error, where)) from None
+        raise InputError(describe_first_fault(error, where, value)) from None
 
 
-def describe_first_fault(error: ValidationError, where: str) -> str:
-    """One line for the worst fault of a validation: key, what was found, what was expected, what to do."""
+def describe_first_fault(error: ValidationError, where: str, value: object) -> str:
+    """One line for the worst fault of validating `value`: key, what was found, what was expected, what to do."""
     faults = sorted(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
-    key = ".".join(str(part) for part in fault["loc"])
+    key = _key(fault["loc"], value)
     if not key:
         place = where
     elif where.endswith((".yaml", ".yml")):
@@ -89,21 +106,32 @@ def describe_first_fault(error: ValidationError, where: str) -> str:
     return place + ": " + _describe(fault, [other["loc"] for other in faults if other["type"] == "missing"])
 
 
+def _key(location: tuple[int | str, ...], value: object) -> str:
+    """The dotted key of a fault in `value`; pydantic puts the tag of a union (`base`: its source) between."""
+    parts: list[str] = []
+    for index, part in enumerate(location):
+        is_tag = isinstance(value, dict) and value.get("source") == part and index + 1 < len(location)
+        if is_tag:
+            continue
+        parts.append(str(part) if str(part).isprintable() else shown(part))
+        if isinstance(value, dict):
+            value = value.get(part)
+    return ".".join(parts)
+
+
 def _describe(fault: ErrorDetails, missing: list[tuple[int | str, ...]]) -> str:
     kind, message = fault["type"], fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     if kind == "extra_forbidden":
         siblings = [str(location[-1]) for location in missing if location[:-1] == fault["loc"][:-1]]
-        return f"unknown key; did you mean {siblings[0]!r}?" if siblings else "unknown key; remove it or correct it"
+        near = difflib.get_close_matches(str(fault["loc"][-1]), siblings, n=1, cutoff=0)
+        return f"unknown key; did you mean {near[0]!r}?" if near else "unknown key; remove it or correct it"
     if kind == "missing":
         return "missing; add it (profiles/ holds whole recipes)"
     if kind == "union_tag_invalid":
         context = fault.get("ctx", {})
-        return f"source is {context.get('tag')!r}, expected one of {context.get('expected_tags')}"
+        return f"source is {shown(context.get('tag'))}, expected one of {context.get('expected_tags')}"
+    if kind == "union_tag_not_found":
+        return "source is missing; add it (profiles/ holds whole recipes)"
     if kind == "value_error" and isinstance(fault["input"], dict):
         return message
-    return f"found {_shortened(fault['input'])}, {message[0].lower() + message[1:]}"
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return f"found {shown(fault['input'])}, {message[0].lower() + message[1:]}"

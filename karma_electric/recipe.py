@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 
 from pydantic import Field, model_validator
@@ -9,12 +10,17 @@ from pydantic import Field, model_validator
 from karma_electric.adapters.params import InterpolateParams
 from karma_electric.axis.params import AcapParams, AxisParams
 from karma_electric.base_model.params import BaseParams
+from karma_electric.errors import shown
 from karma_electric.gate.params import GateParams
 from karma_electric.gguf_files.params import QuantizeParams
 from karma_electric.parameters import Parameters, parse_parameters, read_yaml
 from karma_electric.release.params import ReleaseParams
 from karma_electric.training.params import TrainParams
 from karma_electric.training_db.params import ExportParams
+
+# Names and paths of sets stand in the commands of dvc.yaml without quotes.
+_SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SET_SOURCE = re.compile(r"[A-Za-z0-9._/][A-Za-z0-9._/-]*")
 
 
 class Recipe(Parameters):
@@ -47,6 +53,10 @@ class Recipe(Parameters):
 
     def _check_set_source(self, name: str) -> None:
         """A set starts from a database (`.db`) or from another set's JSON lines, and the chain ends in a database."""
+        if not _SET_NAME.fullmatch(name):
+            raise ValueError(f"sets: found the name {shown(name)}, expected letters, digits, dots and dashes")
+        if not _SET_SOURCE.fullmatch(self.sets[name]):
+            raise ValueError(f"sets.{name}: found {shown(self.sets[name])}, expected a path without spaces and signs")
         seen = [name]
         source = PurePosixPath(self.sets[name])
         while source.suffix != ".db":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from karma_electric.parameters import Parameters
@@ -63,6 +63,6 @@ def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
     write_text(path, readable_json(value))
 
 
-def _stop(line: str, exit_code: int) -> None:
+def _stop(line: str, exit_code: int) -> NoReturn:
     print(f"error: {line}", file=sys.stderr)
     sys.exit(exit_code)

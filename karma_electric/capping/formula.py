@@ -35,7 +35,7 @@ class Cap:
             raise InputError(f"alpha is {self.alpha}, expected 0 < alpha <= 1")
         for layer, tau in self.taus.items():
             norm = float(np.linalg.norm(self.directions[layer].astype(np.float64)))
-            if not np.isfinite(tau) or abs(norm - 1) > 1e-4:
+            if not (np.isfinite(tau) and abs(norm - 1) <= 1e-4):  # so that a NaN is refused
                 raise InputError(f"layer {layer}: tau is {tau}, the direction's norm {norm:.6f}; expected finite and 1")
 
     @property

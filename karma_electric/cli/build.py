@@ -38,9 +38,9 @@ def check(
     from karma_electric.parameters import read_yaml
     from karma_electric.recipe import read_recipe
 
-    read_recipe(params)
+    recipe = read_recipe(params)
     stages = read_stages(graph, read_yaml(params))
-    check_inputs_exist(stages)
+    check_inputs_exist(stages, {source: f"{params}: sets.{name}" for name, source in recipe.sets.items()})
     check_installed(constraints)
     print(f"{params}: sound, {len(stages)} stages", file=sys.stderr)
 
@@ -64,10 +64,16 @@ def lock(json_output: Annotated[bool, typer.Option("--json", help="The stages as
     """
     from karma_electric.graph import read_lock, stages_that_differ
 
-    committed = subprocess.run(["git", "show", "HEAD:dvc.lock"], capture_output=True, text=True, check=False)
+    committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], capture_output=True, text=True, check=False)
     if committed.returncode:
         raise InputError("dvc.lock: not in the last commit, so there is nothing to compare with; commit it")
-    stages = stages_that_differ(read_lock(committed.stdout), read_lock(Path("dvc.lock").read_text("utf-8")))
+    try:
+        built = Path("dvc.lock").read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"dvc.lock: cannot be read ({error}); build with `dvc repro`") from error
+    stages = stages_that_differ(
+        read_lock(committed.stdout, "dvc.lock of the last commit"), read_lock(built, "dvc.lock")
+    )
     if json_output:
         print(json.dumps(stages))
     elif stages:

@@ -46,11 +46,12 @@ def import_closure(root: Path, entry: str) -> Closure:
         modules[name] = path
         if "." in name:
             waiting.append(name.rpartition(".")[0])
-        for imported in _imported_names(ast.parse(path.read_text("utf-8")), name, path):
-            if imported.split(".")[0] in OUR_PACKAGES:
-                waiting.append(_existing_module(root, imported))
-            elif imported.split(".")[0] not in sys.stdlib_module_names:
-                third_party.add(imported.split(".")[0])
+        for imported in _imports(ast.parse(path.read_text("utf-8")), name, path):
+            top_level = imported.module.split(".")[0]
+            if top_level in OUR_PACKAGES:
+                waiting.extend(_our_modules(root, imported, path))
+            elif top_level not in sys.stdlib_module_names:
+                third_party.add(top_level)
     return Closure(modules=dict(sorted(modules.items())), third_party=frozenset(third_party))
 
 
@@ -65,7 +66,7 @@ def _data_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name == "__pycache__" or path.name.startswith("."):
             continue
-        if path.is_file() and path.suffix not in {".py", ".pyc"}:
+        if path.is_file() and path.suffix not in {".py", ".pyc", ".typed"}:
             yield path
         elif path.is_dir() and not (path / "__init__.py").exists():
             yield from _data_files(path)
@@ -84,23 +85,33 @@ def _module_path(root: Path, name: str) -> Path | None:
     return None
 
 
-def _existing_module(root: Path, name: str) -> str:
-    """`package.module.attribute` -> `package.module`: the longest prefix that is a module."""
-    parts = name.split(".")
-    while len(parts) > 1 and _module_path(root, ".".join(parts)) is None:
-        parts.pop()
-    return ".".join(parts)
+@dataclass(frozen=True)
+class _Import:
+    """A module that is imported, what is taken from it (a module of its own, or an attribute), and the line."""
+
+    module: str
+    names: tuple[str, ...]
+    line: int
 
 
-def _imported_names(tree: ast.AST, module: str, path: Path) -> Iterator[str]:
+def _our_modules(root: Path, imported: _Import, path: Path) -> Iterator[str]:
+    """The module, and those of its names that are modules."""
+    if _module_path(root, imported.module) is None:
+        raise InputError(f"{path}:{imported.line}: {imported.module} is no module below {root}; correct the import")
+    yield imported.module
+    submodules = (f"{imported.module}.{name}" for name in imported.names)
+    yield from (name for name in submodules if _module_path(root, name) is not None)
+
+
+def _imports(tree: ast.AST, module: str, path: Path) -> Iterator[_Import]:
     for node in _running_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (_Import(alias.name, (), node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = _absolute_base(node, module, is_package=path.name == "__init__.py")
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call):
-            yield from _named_in_call(node, path)
+            yield _Import(base, tuple(alias.name for alias in node.names), node.lineno)
+        elif isinstance(node, ast.Call) and (name := _named_in_call(node, path)):
+            yield _Import(name, (), node.lineno)
 
 
 def _running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -109,10 +120,16 @@ def _running_nodes(tree: ast.AST) -> Iterator[ast.AST]:
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if isinstance(node, ast.If) and _is_type_checking(node.test):
             waiting.extend(node.orelse)
         else:
             waiting.extend(ast.iter_child_nodes(node))
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    """`TYPE_CHECKING` or `typing.TYPE_CHECKING`, not a test that only contains it."""
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")
+    return name == "TYPE_CHECKING"
 
 
 def _absolute_base(node: ast.ImportFrom, module: str, *, is_package: bool) -> str:
@@ -123,11 +140,11 @@ def _absolute_base(node: ast.ImportFrom, module: str, *, is_package: bool) -> st
     return ".".join([*parts, node.module] if node.module else parts)
 
 
-def _named_in_call(node: ast.Call, path: Path) -> Iterator[str]:
+def _named_in_call(node: ast.Call, path: Path) -> str | None:
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name not in _NAMING_CALLS:
-        return
+        return None
     argument = node.args[0] if node.args else None
     if not isinstance(argument, ast.Constant) or not isinstance(argument.value, str):
         raise InputError(f"{path}:{node.lineno}: {name}() of a computed name hides what it uses; write the name out")
-    yield argument.value
+    return argument.value

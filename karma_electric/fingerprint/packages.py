@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from karma_electric.errors import InputError, SetupError
+from karma_electric.errors import InputError, SetupError, shown
 
 # Packages that shape results without an import of ours: package -> what it loads. A test records what each stage
 # loads and fails on a package that is neither imported by us, nor here, nor in WITHOUT_INFLUENCE.
@@ -35,33 +36,47 @@ def distributions_of(top_level_names: Iterable[str]) -> dict[str, str]:
 
     Raises SetupError for a name that no installed distribution provides.
     """
-    providers = metadata.packages_distributions()
+    providers = _providers()
     waiting: list[str] = []
     for name in sorted(top_level_names):
         if name not in providers:
-            raise SetupError(
-                f"the package {name!r} is imported but not installed; run `make repro`, or pip install -e ."
-            )
-        waiting.append(normalized(providers[name][0]))
+            raise SetupError(f"the package {name!r} is imported but not installed; run `make install`")
+        waiting.extend(normalized(provider) for provider in providers[name])
     found: dict[str, str] = {}
     while waiting:
         distribution = waiting.pop()
         if distribution not in found:
-            found[distribution] = public_version(metadata.version(distribution))
+            found[distribution] = _installed_version(distribution)
             waiting.extend(LOADED_BY_OTHERS.get(distribution, ()))
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def _providers() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def _installed_version(distribution: str) -> str:
+    try:
+        return public_version(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        raise SetupError(f"the package {distribution!r} is needed but not installed; run `make install`") from None
 
 
 def read_constraints(path: Path) -> dict[str, str]:
     """Distribution -> version from lines of the form `name==version`; blank lines and `#` comments are allowed."""
     pins: dict[str, str] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected lines of the form name==version") from error
+    for number, line in enumerate(lines, start=1):
         text = line.split("#")[0].strip()
         if not text:
             continue
         match = _PIN.match(text)
         if match is None:
-            raise InputError(f"{path}:{number}: found {text!r}, expected name==version and nothing else")
+            raise InputError(f"{path}:{number}: found {shown(text)}, expected name==version and nothing else")
         pins[normalized(match[1])] = match[2]
     return pins
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from karma_electric.canonical import rounded
 from karma_electric.conversation import Message
 from karma_electric.engines.protocol import Engine, Generation
+from karma_electric.errors import IntegrityError
 from karma_electric.gate.intervals import mean_interval, rate_interval
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.results import Check, Evidence
@@ -38,7 +39,10 @@ def check_pairs(
 def check_paraphrases(
     items: Sequence[ParaphraseItem], engine: Engine, evaluator_prompt: str, *, params: GateParams
 ) -> Outcome:
-    """Does one answer keep its score when the message is worded differently? Population standard deviation, points."""
+    """Does one answer keep its score when the message is worded differently? Population standard deviation, points.
+
+    A single item says nothing about the spread between items, so it can fail but not pass.
+    """
     name = "paraphrase"
     evidence = []
     deviations = []
@@ -51,7 +55,7 @@ def check_paraphrases(
         evidence.append(Evidence(name, item.id, item.category, deviation <= params.paraphrase_max_std, detail))
     passed = sum(row.passed for row in evidence)
     interval = mean_interval(deviations, confidence=params.confidence)
-    verdict = ceiling_verdict(interval, bar=params.paraphrase_mean_std)
+    verdict = ceiling_verdict(interval, bar=params.paraphrase_mean_std) if len(evidence) > 1 else "inconclusive"
     figures = {
         "mean_std": statistics.fmean(deviations),
         "mean_std_low": interval.low,
@@ -123,12 +127,20 @@ def _conversations(
 def _converse(
     engine: Engine, persona_prompt: str, turns: Sequence[str], *, capped: bool, max_tokens: int
 ) -> list[Generation]:
-    """The model's own answer to every user turn, each seeing those before it."""
+    """The model's own answer to every user turn, each seeing those before it.
+
+    Raises IntegrityError for a capped answer that no cap looked at, or an uncapped one that a cap did.
+    """
     messages = [Message(role="system", content=persona_prompt)]
     generations = []
     for turn in turns:
         messages.append(Message(role="user", content=turn))
         generation = engine.generate(messages, max_tokens=max_tokens, capped=capped)
+        if capped != (generation.cap.positions > 0):
+            raise IntegrityError(
+                f"an answer asked {'capped' if capped else 'uncapped'} has {generation.cap.positions} capped "
+                "positions; the engine does not do what it was asked, so nothing can be judged with it"
+            )
         messages.append(Message(role="assistant", content=generation.text))
         generations.append(generation)
     return generations
@@ -140,7 +152,7 @@ def _rate_check(name: str, evidence: list[Evidence], *, bar: float | None, param
     verdict = None
     if bar is not None:
         verdict = rate_verdict(passed, n, interval, bar=bar, no_failure_lower_bound=params.no_failure_lower_bound)
-    words = "reported" if bar is None else "all" if bar >= 1 else f">= {bar:.0%}"
+    words = "reported" if bar is None else "all" if bar >= 1 else f">= {100 * bar:g}%"
     return Check(name=name, bar=words, n=n, passed=passed, interval=interval, verdict=verdict)
 
 

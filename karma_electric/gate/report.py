@@ -20,7 +20,8 @@ def gate_report(result: GateResult) -> str:
         f"- axis sha256 `{result.engine.axis_sha256}`",
         "",
         "A check passes when its whole confidence interval lies on the right side of its bar, fails when the interval",
-        "lies on the wrong side, and is inconclusive in between: more items would be needed.",
+        "lies on the wrong side, and is inconclusive in between: more items would be needed. A bar of `all` allows no",
+        "failure, and asks for enough items that none of them failing says something.",
         "",
         "| check | passed | rate | interval | bar | verdict |",
         "|---|---|---|---|---|---|",
@@ -37,8 +38,8 @@ def gate_report(result: GateResult) -> str:
 
 def _row(check: Check) -> str:
     figures = ", ".join(f"{name} {value:.2f}" for name, value in check.figures.items())
-    rate = f"{check.passed / check.n:.0%}" + (f" ({figures})" if figures else "")
-    interval = f"{check.interval.low:.0%} to {check.interval.high:.0%}"
+    rate = f"{check.passed / check.n:.1%}" + (f" ({figures})" if figures else "")
+    interval = f"{check.interval.low:.1%} to {check.interval.high:.1%}"
     verdict = check.verdict or "reported"
     return f"| {check.name} | {check.passed} of {check.n} | {rate} | {interval} | {check.bar} | {verdict} |"
 
@@ -56,6 +57,8 @@ def _failure(evidence: Evidence) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """On one line, shortened, and as code, so that a model's Markdown stays text."""
-    flat = " ".join(text.split()).replace("`", "'")
+    """On one line, shortened, and as code, so that a model's Markdown stays text; signs that don't print as U+FFFD."""
+    flat = "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(text.split())).replace("`", "'")
+    if not flat:
+        return "(empty)"
     return f"`{flat if len(flat) <= _LONGEST_QUOTE else flat[:_LONGEST_QUOTE] + ' ...'}`"

@@ -9,12 +9,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from karma_electric.canonical import read_json_object, readable_json
-from karma_electric.errors import IntegrityError
-from karma_electric.integrity import MANIFEST_NAME, atomic_directory, sha256_file, verify_manifest, write_text
+from karma_electric.errors import InputError, IntegrityError
+from karma_electric.gguf_files.reader import read_header
+from karma_electric.integrity import (
+    MANIFEST_NAME,
+    atomic_directory,
+    read_manifest,
+    sha256_file,
+    verify_manifest,
+    write_text,
+)
 from karma_electric.parameters import read_yaml
 from karma_electric.prompts import read_prompt
 from karma_electric.release.card import render_card
-from karma_electric.release.manifest import Artifact, describe_artifact, release_manifest
+from karma_electric.release.manifest import Artifact, describe_artifact, release_manifest, require_file
 from karma_electric.release.ollama import modelfile
 from karma_electric.release.params import ReleaseParams
 
@@ -43,39 +51,60 @@ class ReleaseInputs:
 def build_release(inputs: ReleaseInputs, output: Path, *, params: ReleaseParams) -> None:
     """Write the folder `output`: README.md, manifest.json, Modelfile, gate.json, gate.md and the axis statistics.
 
-    Raises IntegrityError when the gate judged other files than these.
+    Raises InputError for a missing file, naming the stage that makes it; IntegrityError when the gate judged other
+    files than these, or an adapter is not as its manifest says.
     """
-    gate = read_json_object(inputs.metrics["gate"])
-    judged = inputs.gguf_files[inputs.judged_type]
-    axis = next(path for path in inputs.axis_files if path.suffix == ".gguf")
-    _check_judged(gate, judged, "weights_sha256")
-    _check_judged(gate, axis, "axis_sha256")
-    chat_template = (inputs.merged / "chat_template.jinja").read_text("utf-8")
-    prompt = read_prompt(inputs.persona_prompt)
     artifacts = _large_artifacts(inputs)
+    gate = _read(inputs.metrics["gate"], stage="gate")
+    judged = inputs.gguf_files[inputs.judged_type]
+    _check_judged(gate, artifacts, judged, "weights_sha256")
+    _check_judged(gate, artifacts, _axis_gguf(inputs), "axis_sha256")
     identity = _identity(inputs, params)
+    ollama = modelfile(
+        gguf_name=judged.name, chat_template=_chat_template(judged), persona_prompt=read_prompt(inputs.persona_prompt)
+    )
+    copies = {
+        "gate.json": (inputs.metrics["gate"], "gate"),
+        "gate.md": (inputs.gate_report, "gate"),
+        inputs.axis_stats.name: (inputs.axis_stats, "calibrate-thresholds"),
+    }
     with atomic_directory(output) as folder:
         card = render_card(_card_context(inputs, params, artifacts, identity, gate))
         write_text(folder / "README.md", card)
-        write_text(
-            folder / "Modelfile", modelfile(gguf_name=judged.name, chat_template=chat_template, persona_prompt=prompt)
-        )
-        shutil.copyfile(inputs.metrics["gate"], folder / "gate.json")
-        shutil.copyfile(inputs.gate_report, folder / "gate.md")
-        shutil.copyfile(inputs.axis_stats, folder / inputs.axis_stats.name)
-        made = {inputs.axis_stats.name: "calibrate-thresholds", "gate.json": "gate", "gate.md": "gate"}
+        write_text(folder / "Modelfile", ollama)
+        for name, (source, stage) in copies.items():
+            shutil.copyfile(require_file(source, stage=stage), folder / name)
         small = [
-            describe_artifact(path, path=path.name, stage=made.get(path.name, "release"))
+            describe_artifact(path, path=path.name, stage=copies.get(path.name, (path, "release"))[1])
             for path in sorted(folder.iterdir())
         ]
         manifest = release_manifest(identity, [*artifacts, *small])
         write_text(folder / MANIFEST_NAME, readable_json(manifest))
 
 
-def _check_judged(gate: dict[str, Any], file: Path, key: str) -> None:
-    found, judged = sha256_file(file), gate["judged"][key]
+def _read(path: Path, *, stage: str) -> dict[str, Any]:
+    return read_json_object(require_file(path, stage=stage))
+
+
+def _axis_gguf(inputs: ReleaseInputs) -> Path:
+    return next(path for path in inputs.axis_files if path.suffix == ".gguf")
+
+
+def _check_judged(gate: dict[str, Any], artifacts: list[Artifact], file: Path, key: str) -> None:
+    found = next(artifact.sha256 for artifact in artifacts if artifact.path == file.name)
+    judged = gate["judged"].get(key) if isinstance(gate.get("judged"), dict) else None
     if found != judged:
-        raise IntegrityError(f"{file}: sha256 is {found[:12]}…, the gate judged {judged[:12]}…; run `dvc repro gate`")
+        raise IntegrityError(
+            f"{file}: sha256 is {found[:12]}…, the gate judged {str(judged)[:12]}…; run `dvc repro gate`"
+        )
+
+
+def _chat_template(gguf_file: Path) -> str:
+    """The template that llama.cpp finds in the file."""
+    template = read_header(gguf_file).metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        raise InputError(f"{gguf_file}: has no chat template; start from an instruction-tuned model")
+    return template
 
 
 def _large_artifacts(inputs: ReleaseInputs) -> list[Artifact]:
@@ -88,25 +117,25 @@ def _large_artifacts(inputs: ReleaseInputs) -> list[Artifact]:
         stage = "extract-axis" if path.suffix == ".safetensors" else "calibrate-thresholds"
         artifacts.append(describe_artifact(path, path=path.name, stage=stage))
     for name, folder in inputs.adapters.items():
-        verify_manifest(folder)
         stage = "interpolate" if name == "blend" else f"train@{name}"
+        manifest = require_file(folder / MANIFEST_NAME, stage=stage)
+        artifacts.append(describe_artifact(manifest, path=f"adapters/{name}/{MANIFEST_NAME}", stage=stage))
         artifacts += [
-            describe_artifact(path, path=f"adapters/{name}/{path.name}", stage=stage)
-            for path in sorted(folder.iterdir())
+            Artifact(f"adapters/{name}/{entry['path']}", entry["size"], entry["sha256"], stage)
+            for entry in verify_manifest(folder)["files"]
         ]
     artifacts.append(describe_artifact(inputs.evidence, path="evidence/gate.jsonl", stage="gate"))
     return artifacts
 
 
 def _identity(inputs: ReleaseInputs, params: ReleaseParams) -> dict[str, Any]:
-    base = read_json_object(inputs.base_manifest)["identity"]
+    base = read_manifest(require_file(inputs.base_manifest, stage="base").parent)["identity"]
     return {
         "name": params.name,
         "version": params.version,
         "date": params.date.isoformat(),
-        "base": {key: base[key] for key in ("repo", "license", "source") if key in base}
-        | {key: base[key] for key in ("revision", "sha256") if key in base},
-        "merged_manifest_sha256": sha256_file(inputs.merged / MANIFEST_NAME),
+        "base": {key: base[key] for key in ("repo", "license", "source", "revision", "sha256") if key in base},
+        "merged_manifest_sha256": sha256_file(require_file(inputs.merged / MANIFEST_NAME, stage="merge")),
         "training_sets": {
             name: {"rows": manifest["rows"], "root_sha256": manifest["root_sha256"]}
             for name, manifest in _set_manifests(inputs).items()
@@ -127,15 +156,15 @@ def _card_context(
         "release": params,
         "base": identity["base"],
         "sets": sets,
-        "train": {name: read_json_object(path) for name, path in inputs.train_metrics.items()},
+        "train": {name: _read(path, stage=f"train@{name}") for name, path in inputs.train_metrics.items()},
         "trained_sets": trained,
         "unused_sets": _sets_in_no_adapter(inputs.set_sources, trained),
-        "interpolate": read_json_object(inputs.metrics["interpolate"]),
-        "acap": read_json_object(inputs.metrics["acap"]),
-        "axis_stats": read_json_object(inputs.axis_stats),
+        "interpolate": _read(inputs.metrics["interpolate"], stage="interpolate"),
+        "acap": _read(inputs.metrics["acap"], stage="calibrate-thresholds"),
+        "axis_stats": _read(inputs.axis_stats, stage="calibrate-thresholds"),
         "gate": gate,
         "judged_file": inputs.gguf_files[inputs.judged_type].name,
-        "axis_file": next(path.name for path in inputs.axis_files if path.suffix == ".gguf"),
+        "axis_file": _axis_gguf(inputs).name,
         "files": [artifact for artifact in artifacts if "/" not in artifact.path],
         "history": read_yaml(inputs.versions)["versions"],
     }
@@ -145,11 +174,12 @@ def _sets_in_no_adapter(sources: Mapping[str, str], trained: list[str]) -> list[
     """The sets that neither are trained on nor have a trained set layered on them: their patches are in no weights."""
     used: set[str] = set()
     for name in trained:
-        while name in sources:
+        while name in sources and name not in used:
             used.add(name)
-            name = PurePosixPath(sources[name]).stem
+            source = PurePosixPath(sources[name])
+            name = source.stem if source.suffix == ".jsonl" else ""
     return [name for name in sources if name not in used]
 
 
 def _set_manifests(inputs: ReleaseInputs) -> dict[str, dict[str, Any]]:
-    return {name: read_json_object(path) for name, path in inputs.set_manifests.items()}
+    return {name: _read(path, stage=f"export@{name}") for name, path in inputs.set_manifests.items()}

@@ -21,10 +21,16 @@ class Artifact:
     stage: str
 
 
+def require_file(file: Path, *, stage: str) -> Path:
+    """`file`, or an InputError that names the stage which makes it."""
+    if not file.is_file():
+        raise InputError(f"{file}: missing, though the release is made of it; run `dvc repro {stage}`")
+    return file
+
+
 def describe_artifact(file: Path, *, path: str, stage: str) -> Artifact:
     """Raises InputError for a file that is not there."""
-    if not file.is_file():
-        raise InputError(f"{file}: missing, though the recipe names it; run `dvc repro {stage}`")
+    require_file(file, stage=stage)
     return Artifact(path=path, size=file.stat().st_size, sha256=sha256_file(file), stage=stage)
 
 

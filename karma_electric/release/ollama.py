@@ -22,8 +22,8 @@ def modelfile(*, gguf_name: str, chat_template: str, persona_prompt: str) -> str
     """The text of a Modelfile. Raises InputError for a chat template of another form."""
     for sign, (template, stop) in _FORMATS.items():
         if sign in chat_template:
-            if '"""' in persona_prompt:
-                raise InputError('the persona prompt holds """, which ends a text in a Modelfile; write it otherwise')
+            if '"""' in persona_prompt or persona_prompt.endswith('"'):
+                raise InputError('the persona prompt holds """ or ends in ", so a Modelfile would cut it; reword it')
             return (
                 f'FROM ./{gguf_name}\nTEMPLATE """{template}"""\nSYSTEM """{persona_prompt}"""\n'
                 f'PARAMETER stop "{stop}"\nPARAMETER temperature 0\n'

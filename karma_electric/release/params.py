@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 
 from pydantic import Field, field_validator
 
@@ -21,4 +22,6 @@ class ReleaseParams(Parameters):
     def _quoted(cls, value: object) -> object:
         if isinstance(value, datetime.date):
             raise ValueError(f'expected text in quotes, "{value.isoformat()}": DVC reads no YAML dates')  # noqa: TRY004
+        if not isinstance(value, str) or not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value):
+            raise ValueError('expected a day in quotes, such as "2026-11-21"')  # a bare number would be a Unix time
         return value

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from karma_electric.conversation import Message
+from karma_electric.errors import IntegrityError, shown
 
 if TYPE_CHECKING:
     from karma_electric.engines.protocol import Engine
@@ -38,7 +39,10 @@ def evaluation_request(prompt: str, response: str) -> str:
 
 
 def evaluate(engine: Engine, evaluator_prompt: str, *, prompt: str, response: str) -> Evaluation:
-    """Rate `response` with the form filled in by the model: scores only, so that the form cannot fail. Never capped."""
+    """Rate `response` with the form filled in by the model: scores only, so that the form cannot fail. Never capped.
+
+    Raises IntegrityError when the engine's log-probabilities are no ten finite numbers.
+    """
     messages = (
         Message(role="system", content=evaluator_prompt),
         Message(role="user", content=evaluation_request(prompt, response)),
@@ -57,6 +61,11 @@ def evaluate(engine: Engine, evaluator_prompt: str, *, prompt: str, response: st
 
 def _most_probable(log_probabilities: list[float]) -> tuple[int, float]:
     """The score of the highest log-probability (the lower score of equal ones), and the mean score."""
+    if len(log_probabilities) != len(_SCORES) or not all(map(math.isfinite, log_probabilities)):
+        raise IntegrityError(
+            f"the model's log-probabilities of the scores {LOWEST_SCORE} to {HIGHEST_SCORE} are "
+            f"{shown(log_probabilities)}, expected finite numbers; the weights are damaged"
+        )
     highest = max(log_probabilities)
     weights = [math.exp(value - highest) for value in log_probabilities]
     mean = sum(score * weight for score, weight in zip(_SCORES, weights, strict=True)) / sum(weights)

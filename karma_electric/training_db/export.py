@@ -74,7 +74,7 @@ def _read_source(source: Path, prompts: dict[bool, str], params: ExportParams) -
                 category=row.category,
                 conversation=_with_prompt(row.conversation, prompts[row.role == EVALUATOR_ROLE]),
             )
-            for row in accepted_examples(connection, params)
+            for row in accepted_examples(connection, params, str(source))
         }
 
 

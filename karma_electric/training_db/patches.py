@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 from karma_electric.canonical import read_json_lines
 from karma_electric.conversation import Example, parse_example
-from karma_electric.errors import InputError
+from karma_electric.errors import InputError, shown
 
 Operation = Literal["add", "replace", "retire"]
 
@@ -25,10 +25,17 @@ class Patch:
 
 
 def read_patches(folder: Path) -> Iterator[Patch]:
-    """Every row of every `.jsonl` file in `folder`, files in the order of their names."""
+    """Every row of every `.jsonl` file in `folder`, files in the order of their names.
+
+    The folder may also hold README.md and files whose name starts with a dot; anything else is an InputError.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: missing; expected a folder of patch files (it may hold no rows)")
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "README.md":
+            continue
+        if path.suffix != ".jsonl":
+            raise InputError(f"{path}: not a .jsonl file, so its rows would be left out; rename or remove it")
         for number, row in read_json_lines(path):
             yield _parse_patch(row, f"{path}:{number}")
 
@@ -45,7 +52,9 @@ def apply_patches(examples: dict[str, Example], patches: Iterator[Patch]) -> dic
         if patch.id in seen:
             earlier = seen[patch.id]
             if (earlier.operation, earlier.example) != (patch.operation, patch.example):
-                raise InputError(f"{patch.where}: {patch.id!r} is patched differently in {earlier.where}; keep one")
+                raise InputError(
+                    f"{patch.where}: {shown(patch.id)} is patched differently in {earlier.where}; keep one"
+                )
             continue
         seen[patch.id] = patch
         _apply(result, patch)
@@ -56,10 +65,10 @@ def _apply(examples: dict[str, Example], patch: Patch) -> None:
     known = examples.get(patch.id)
     if patch.operation == "add":
         if known is not None and known != patch.example:
-            raise InputError(f"{patch.where}: {patch.id!r} is there already with other text; use op replace")
+            raise InputError(f"{patch.where}: {shown(patch.id)} is there already with other text; use op replace")
     elif known is None:
         raise InputError(
-            f"{patch.where}: op {patch.operation} of {patch.id!r}, which the set does not hold; correct it"
+            f"{patch.where}: op {patch.operation} of {shown(patch.id)}, which the set does not hold; correct it"
         )
     if patch.example is None:
         del examples[patch.id]
@@ -70,10 +79,10 @@ def _apply(examples: dict[str, Example], patch: Patch) -> None:
 def _parse_patch(row: dict[str, Any], where: str) -> Patch:
     operation = row.pop("op", "add")
     if operation not in get_args(Operation):
-        raise InputError(f"{where}: op is {operation!r}, expected one of {', '.join(get_args(Operation))}")
+        raise InputError(f"{where}: op is {shown(operation)}, expected one of {', '.join(get_args(Operation))}")
     if operation != "retire":
         example = parse_example(row, where)
         return Patch(cast(Operation, operation), example.id, example, where)
     if set(row) - {"id", "reason"} or not isinstance(row.get("id"), str) or not row["id"]:
-        raise InputError(f"{where}: op retire takes id and reason, found {', '.join(sorted(row)) or 'nothing'}")
+        raise InputError(f"{where}: op retire takes id and reason, found {shown(', '.join(row))}")
     return Patch("retire", row["id"], None, where)

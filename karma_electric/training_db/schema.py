@@ -6,6 +6,9 @@ import sqlite3
 
 from karma_electric.errors import InputError
 
+STATUSES = ("accepted", "rejected", "pending", "archived")
+ROLES = ("conversational", "reward-evaluator")
+
 APPLICATION_ID = 0x4B61526D  # "KaRm": tells our file from any other SQLite file
 
 _MIGRATIONS = (
@@ -51,16 +54,24 @@ _MIGRATIONS = (
 )
 
 
-def migrate(connection: sqlite3.Connection, name: str) -> None:
-    """Bring an empty or older database to this schema; another program's file, or a newer one, is an InputError."""
+SCHEMA_VERSION = len(_MIGRATIONS)
+
+
+def schema_version(connection: sqlite3.Connection, name: str) -> int:
+    """How many migrations have run: 0 for an empty file. Another program's file, or a newer one, is an InputError."""
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     done = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if application_id not in (0, APPLICATION_ID) or (application_id == 0 and tables):
         raise InputError(f"{name}: an SQLite file of another program; expected a training database of this project")
-    if done > len(_MIGRATIONS):
-        raise InputError(f"{name}: made by a newer version (schema {done}, this one knows {len(_MIGRATIONS)}); update")
-    for number in range(done, len(_MIGRATIONS)):
+    if done > SCHEMA_VERSION:
+        raise InputError(f"{name}: made by a newer version (schema {done}, this one knows {SCHEMA_VERSION}); update")
+    return int(done)
+
+
+def migrate(connection: sqlite3.Connection, name: str) -> None:
+    """Bring an empty or older database to this schema. Raises InputError as `schema_version` does."""
+    for number in range(schema_version(connection, name), SCHEMA_VERSION):
         connection.executescript(
             f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; "
             f"PRAGMA application_id = {APPLICATION_ID}; COMMIT;"

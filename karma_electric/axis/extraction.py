@@ -1,0 +1,259 @@
+"""Measure the persona axis of a model, and where its own answers lie on it.
+
+The axis of layer i is mean(generic) - mean(persona) over the contrast prompts: the output of decoder block i (0-based)
+at the last token of the chat prompt, the persona's system prompt against generic ones. It points AWAY from the persona.
+After The Assistant Axis (arXiv 2601.10387), which averages over answer tokens instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from karma_electric.axis.measurements import (
+    AnswerProjections,
+    AxisMeasurement,
+    Projections,
+    write_axis,
+    write_projections,
+)
+from karma_electric.axis.model import LoadedModel, load_model, render
+from karma_electric.axis.params import AxisParams
+from karma_electric.axis.prompts import (
+    KINDS,
+    SPLITS,
+    CalibrationPrompt,
+    Prompt,
+    read_calibration_prompts,
+    read_contrast_prompts,
+    read_first_user_turns,
+    read_generic_prompts,
+    sample,
+    texts_sha256,
+)
+from karma_electric.axis.states import answer_projections, greedy_answers, last_token_states
+from karma_electric.canonical import rounded
+from karma_electric.capping.formula import unit
+from karma_electric.errors import InputError
+from karma_electric.prompts import read_prompt
+
+Report = Callable[[str], None]
+
+_PROGRESS_STEP = 64  # sequences between two reports
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Everything that is asked."""
+
+    persona: str
+    generic: list[Prompt]
+    contrast: list[Prompt]
+    calibration: list[CalibrationPrompt]
+
+    def sha256s(self) -> dict[str, str]:
+        return {
+            "persona": texts_sha256([self.persona]),
+            "generic": texts_sha256(prompt.text for prompt in self.generic),
+            "contrast": texts_sha256(prompt.text for prompt in self.contrast),
+        }
+
+    def calibration_sha256(self) -> str:
+        return texts_sha256(f"{prompt.kind}.{prompt.split}\n{prompt.text}" for prompt in self.calibration)
+
+
+def extract_axis(
+    model_folder: Path,
+    *,
+    contrast_prompts: Path | None,
+    generic_prompts: Path,
+    persona_prompt: Path,
+    calibration_prompts: Path,
+    training_set: Path | None,
+    output_axis: Path,
+    output_projections: Path,
+    params: AxisParams,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Write the axis and the projections of generated answers (karma_electric/axis/measurements.py has the forms).
+
+    The model runs in bf16, on CUDA where there is one; sums are float64. `params.source` says which of
+    `contrast_prompts` and `training_set` is read. The standard error of a layer is that of the mean, over prompts, of
+    the paired difference (mean of the generic conditions minus persona) projected on the unit axis.
+
+    The calibration prompts are answered greedily under the persona's system prompt. The projection of a generated token
+    is that of the state at the position which holds it; the token that ends an answer, and what would come after it,
+    does not count.
+
+    Returns `layers`, rows of layer, norm and standard_error for a plot, and counts. Raises InputError for prompts that
+    are wrong or too long, IntegrityError for a damaged model.
+    """
+    prompts = _read_prompts(
+        contrast_prompts=contrast_prompts,
+        generic_prompts=generic_prompts,
+        persona_prompt=persona_prompt,
+        calibration_prompts=calibration_prompts,
+        training_set=training_set,
+        params=params,
+    )
+    loaded = load_model(model_folder)
+    _check_context(loaded, params)
+    tell = report or (lambda _line: None)
+    questions = [
+        render(loaded, prompts.persona, prompt.text, most_tokens=params.max_prompt_tokens, where=prompt.where)
+        for prompt in prompts.calibration
+    ]
+    axis, standard_error = measure_contrast(
+        loaded, prompts.contrast, [prompts.persona, *(prompt.text for prompt in prompts.generic)], params, tell
+    )
+    identity = {
+        "model": loaded.name,
+        "model_sha256": loaded.sha256,
+        "model_type": loaded.model_type,
+        "n_samples": len(prompts.contrast),
+        "params": params.model_dump(),
+        "prompts": prompts.sha256s(),
+    }
+    projections, counts = _measure_answers(loaded, questions, prompts.calibration, axis, params, tell)
+    write_axis(output_axis, AxisMeasurement(axis, standard_error, identity))
+    facts = {"model_sha256": loaded.sha256, "calibration_prompts": prompts.calibration_sha256()}
+    write_projections(output_projections, projections, output_axis, facts)
+    return {"layers": _plot_rows(axis, standard_error), "n_samples": len(prompts.contrast), **counts}
+
+
+def measure_contrast(
+    loaded: LoadedModel,
+    contrast: Sequence[Prompt],
+    systems: Sequence[str],
+    params: AxisParams,
+    tell: Report,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The axis (n_layers, hidden_size) and its standard error (n_layers,); systems[0] is the persona."""
+    sequences = [
+        render(loaded, system, prompt.text, most_tokens=params.max_prompt_tokens, where=prompt.where)
+        for prompt in contrast
+        for system in systems
+    ]
+    n_conditions = len(systems)
+    # Per prompt: mean of the generic conditions minus persona.
+    differences = np.zeros((len(contrast), loaded.n_layers, loaded.hidden_size), np.float64)
+    weights = np.array([-1.0, *[1.0 / (n_conditions - 1)] * (n_conditions - 1)])
+    states = last_token_states(loaded, sequences, params.batch_size)
+    for done, (index, state) in enumerate(states, start=1):
+        prompt, condition = divmod(index, n_conditions)
+        differences[prompt] += weights[condition] * state.astype(np.float64)
+        if done % _PROGRESS_STEP == 0 or done == len(sequences):
+            tell(f"contrast prompts: {done} of {len(sequences)}")
+    return axis_with_error(differences)
+
+
+def axis_with_error(differences: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean over prompts, and the standard error of its length.
+
+    `differences` (prompts, n_layers, hidden_size), at least two prompts -> (n_layers, hidden_size), (n_layers,). The
+    error of a layer is std(<d_p, v>, ddof=1) / sqrt(prompts) with v the unit mean; 0 where the mean is 0.
+    """
+    n_prompts = len(differences)
+    if n_prompts < 2:
+        raise InputError(f"{n_prompts} contrast prompts: a standard error needs two; add prompts or raise axis.samples")
+    mean = differences.mean(axis=0)
+    norms = np.linalg.norm(mean, axis=1, keepdims=True)
+    directions = np.divide(mean, norms, out=np.zeros_like(mean), where=norms > 0)
+    along = np.einsum("plh,lh->pl", differences, directions)  # (prompts, n_layers)
+    error = along.std(axis=0, ddof=1) / np.sqrt(n_prompts)
+    return mean.astype(np.float32), error.astype(np.float32)
+
+
+def _read_prompts(
+    *,
+    contrast_prompts: Path | None,
+    generic_prompts: Path,
+    persona_prompt: Path,
+    calibration_prompts: Path,
+    training_set: Path | None,
+    params: AxisParams,
+) -> _Prompts:
+    source = contrast_prompts if params.source == "prompts" else training_set
+    if source is None:
+        raise InputError(f"axis.source is {params.source!r}, but no file for it was given; name one")
+    candidates = read_contrast_prompts(source) if params.source == "prompts" else read_first_user_turns(source)
+    persona, generic = read_prompt(persona_prompt), read_generic_prompts(generic_prompts)
+    if persona in {prompt.text for prompt in generic}:
+        raise InputError(f"{generic_prompts}: holds the text of {persona_prompt}; a contrast needs other prompts")
+    return _Prompts(
+        persona=persona,
+        generic=generic,
+        contrast=sample(candidates, params.samples, params.seed),
+        calibration=read_calibration_prompts(calibration_prompts),
+    )
+
+
+def _check_context(loaded: LoadedModel, params: AxisParams) -> None:
+    needed = params.max_prompt_tokens + params.answer_tokens
+    if loaded.context_tokens is not None and needed > loaded.context_tokens:
+        raise InputError(
+            f"axis.max_prompt_tokens {params.max_prompt_tokens} and axis.answer_tokens {params.answer_tokens} make "
+            f"{needed} tokens, the model has a context of {loaded.context_tokens}; lower one of them"
+        )
+
+
+def _measure_answers(
+    loaded: LoadedModel,
+    questions: Sequence[Sequence[int]],
+    calibration: Sequence[CalibrationPrompt],
+    axis: NDArray[np.float32],
+    params: AxisParams,
+    tell: Report,
+) -> tuple[Projections, dict[str, int]]:
+    """The projections of the answers by kind and split, and how many answers and tokens there were."""
+    directions = np.stack([_direction(layer, row) for layer, row in enumerate(axis)])
+    answers = greedy_answers(
+        loaded,
+        questions,
+        most_tokens=params.answer_tokens,
+        batch_size=params.batch_size,
+        progress=lambda done: tell(f"calibration answers: {done} of {len(questions)}"),
+    )
+    projected = answer_projections(loaded, questions, answers, directions, params.batch_size)
+    projections = {
+        (kind, split): _gather(
+            [
+                values
+                for prompt, values in zip(calibration, projected, strict=True)
+                if (prompt.kind, prompt.split) == (kind, split)
+            ]
+        )
+        for kind in KINDS
+        for split in SPLITS
+    }
+    counts = {
+        "n_answers": len(answers),
+        "n_empty_answers": sum(not answer for answer in answers),
+        "n_answer_tokens": sum(map(len, answers)),
+    }
+    return projections, counts
+
+
+def _direction(layer: int, row: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        return unit(row)
+    except InputError as error:
+        raise InputError(f"layer {layer}: {error}; the system prompts make no difference there") from error
+
+
+def _gather(answers: Sequence[NDArray[np.float32]]) -> AnswerProjections:
+    owners = np.repeat(np.arange(len(answers), dtype=np.int32), [len(values) for values in answers])
+    return AnswerProjections(np.concatenate(answers), owners, len(answers))
+
+
+def _plot_rows(axis: NDArray[np.float32], standard_error: NDArray[np.float32]) -> list[Mapping[str, float]]:
+    norms = np.linalg.norm(axis.astype(np.float64), axis=1)
+    return [
+        {"layer": layer, "norm": rounded(float(norm)), "standard_error": rounded(float(error))}
+        for layer, (norm, error) in enumerate(zip(norms, standard_error, strict=True))
+    ]

@@ -1,0 +1,155 @@
+"""What the decoder blocks put out: last-token states of prompts, and projections of answer tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from karma_electric.axis.model import Batch, LoadedModel, batches
+from karma_electric.errors import IntegrityError
+
+Progress = Callable[[int], None]  # called with the number of sequences done
+
+
+def last_token_states(
+    loaded: LoadedModel, sequences: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (index, states (n_layers, hidden_size)) for each sequence, in the order of the batches.
+
+    Row i is the output of decoder block i (0-based), before the final norm, at the sequence's last token.
+    """
+    for batch in batches(loaded, sequences, batch_size):
+        outputs = _run(loaded, batch, lambda _layer, hidden: hidden[:, -1].float().cpu())
+        states = torch.stack(outputs, dim=1).numpy()  # (batch, n_layers, hidden_size)
+        _refuse_non_finite(states)
+        yield from zip(batch.indices, states, strict=True)
+
+
+def greedy_answers(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    most_tokens: int,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """The greedy answer to each prompt, at most `most_tokens`, without the token that ends it; it may be empty."""
+    answers: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    for batch in batches(loaded, prompts, batch_size):
+        for row, answer in zip(batch.indices, _answer(loaded, batch, most_tokens), strict=True):
+            answers[row] = answer
+        done += len(batch.indices)
+        if progress:
+            progress(done)
+    return answers
+
+
+def answer_projections(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    directions: NDArray[np.float32],
+    batch_size: int,
+) -> list[NDArray[np.float32]]:
+    """<h, v> of every answer token in every layer: for each answer an array (answer tokens, n_layers).
+
+    `directions` (n_layers, hidden_size) are of norm 1. The state is the one at the position that HOLDS the token, so a
+    state that has seen it: what a cap acts on when generation feeds the token back. The whole of prompt and answer goes
+    through the model at once, without a cache.
+    """
+    axes = torch.from_numpy(directions).to(loaded.device, torch.float64)
+    found = [np.empty((0, loaded.n_layers), np.float32) for _ in prompts]
+    asked = [index for index, answer in enumerate(answers) if answer]
+    sequences = [[*prompts[index], *answers[index]] for index in asked]
+    for batch in batches(loaded, sequences, batch_size):
+        lengths = [len(answers[asked[row]]) for row in batch.indices]
+        width = max(lengths)
+
+        def project(layer: int, hidden: Tensor, width: int = width) -> Tensor:
+            return (hidden[:, -width:].double() @ axes[layer]).float().cpu()  # (batch, width)
+
+        projections = torch.stack(_run(loaded, batch, project), dim=-1).numpy()  # (batch, width, n_layers)
+        for row, length, values in zip(batch.indices, lengths, projections, strict=True):
+            _refuse_non_finite(values[-length:])
+            found[asked[row]] = values[-length:]
+    return found
+
+
+def _answer(loaded: LoadedModel, batch: Batch, most_tokens: int) -> list[list[int]]:
+    """Greedy decoding of one batch; a row that has ended is carried along and ignored."""
+    from transformers import DynamicCache
+
+    answers: list[list[int]] = [[] for _ in batch.indices]
+    open_rows = set(range(len(answers)))
+    cache = DynamicCache(config=loaded.model.config)
+    inputs, mask, positions = batch.token_ids, batch.mask, batch.position_ids
+    for _ in range(most_tokens):
+        with torch.inference_mode():
+            logits = loaded.model(
+                input_ids=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]  # (batch, vocabulary)
+        if not torch.isfinite(logits).all():
+            raise IntegrityError(f"{loaded.name}: the logits are not finite; train or merge the model again")
+        chosen = logits.argmax(-1)
+        for row, token in enumerate(chosen.tolist()):
+            if row in open_rows and token not in loaded.end_ids:
+                answers[row].append(token)
+            else:
+                open_rows.discard(row)
+        if not open_rows:
+            break
+        inputs = chosen[:, None]
+        mask = torch.cat([mask, torch.ones_like(inputs)], dim=1)
+        positions = positions[:, -1:] + 1
+    return answers
+
+
+def _run(loaded: LoadedModel, batch: Batch, keep: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
+    """One forward of the decoder, without the language-model head; `keep` of each block's output, by layer."""
+    kept: list[tuple[int, Tensor]] = []
+    with (
+        _block_outputs(loaded, lambda layer, hidden: kept.append((layer, keep(layer, hidden)))),
+        torch.inference_mode(),
+    ):
+        loaded.decoder(
+            input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
+        )
+    if [layer for layer, _ in kept] != list(range(loaded.n_layers)):
+        raise IntegrityError(
+            f"{loaded.name}: {len(kept)} blocks ran, expected each of {loaded.n_layers} once, in order"
+        )
+    return [value for _, value in kept]
+
+
+@contextlib.contextmanager
+def _block_outputs(loaded: LoadedModel, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Show each block's output (batch, positions, hidden_size) to `see`; blocks run in order."""
+
+    def hook(layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
+        see(layer, output[0] if isinstance(output, tuple) else output)
+
+    handles = [
+        block.register_forward_hook(lambda _module, _inputs, output, layer=layer: hook(layer, output))
+        for layer, block in enumerate(loaded.blocks)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _refuse_non_finite(values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise IntegrityError("a hidden state is not finite; train or merge the model again")

@@ -1,0 +1,258 @@
+"""The llama.cpp engine: a GGUF file that answers greedily and scores answers, capped or not, on the CPU.
+
+Answers depend on the file, the cap and the conversation, not on what was asked before (see llama_cpp_context.py).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from karma_electric.capping.formula import Cap
+from karma_electric.capping.llama_cpp import FORCING_TAU, CapCallback, check_fit
+from karma_electric.conversation import Message
+from karma_electric.engines.chat_template import ChatTemplate
+from karma_electric.engines.llama_cpp_binding import BUILD
+from karma_electric.engines.llama_cpp_context import CHUNK_TOKENS, CacheType, LlamaCppContext
+from karma_electric.engines.llama_cpp_model import LlamaCppModel
+from karma_electric.engines.option_scores import score_options
+from karma_electric.engines.protocol import EngineIdentity, Generation
+from karma_electric.errors import InputError, IntegrityError
+
+
+class LlamaCppEngine:
+    """A GGUF model; implements karma_electric.engines.protocol.Engine. A context manager.
+
+    `cap` and `axis_sha256` (of the file that the cap is from) go together. `context_tokens` is the longest sequence,
+    prompt and answer, and is at most what the model was trained on. `threads` is by default the number of cores that
+    this process may use; it changes the time, not the answers. `cache_type` f32 is for comparisons with PyTorch.
+
+    Raises InputError for a missing file or a cap of another model, IntegrityError for a broken file, SetupError where
+    the installed xllamacpp is not the pinned one.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        cap: Cap | None = None,
+        axis_sha256: str | None = None,
+        context_tokens: int = 4096,
+        threads: int | None = None,
+        cache_type: CacheType = "f16",
+    ) -> None:
+        if (cap is None) != (axis_sha256 is None):
+            raise InputError("cap and axis_sha256 go together: evidence must name the axis file that caps")
+        if context_tokens < 1 or (threads is not None and threads < 1) or cache_type not in ("f16", "f32"):
+            raise InputError(
+                f"context_tokens is {context_tokens}, threads {threads}, cache_type {cache_type!r}; "
+                "expected at least 1, at least 1 or None, f16 or f32"
+            )
+        self._model = LlamaCppModel(model_path)
+        self._free: list[Callable[[], None]] = [self._model.free]
+        self._finalizer = weakref.finalize(self, _free_all, self._free)
+        if cap is not None:
+            check_fit(cap, hidden_size=self._model.hidden_size, blocks=self._model.blocks)
+        self._cap = cap
+        self._axis_sha256 = axis_sha256
+        self.context_tokens = min(context_tokens, self._model.trained_context_tokens)
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._cache_type: CacheType = cache_type
+        self._contexts: dict[bool, LlamaCppContext] = {}  # capped -> context, made when first needed
+        self._template: ChatTemplate | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """What answers."""
+        return EngineIdentity("llama.cpp", BUILD, self._model.sha256, self._axis_sha256)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return self._model.vocab_size
+
+    def special_token_ids(self) -> dict[str, int]:
+        """Ids by name: bos, eos, eot, pad, as far as the file names them."""
+        return self._open_model().special_token_ids()
+
+    def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`, without bos. With `parse_special`, names of special tokens become those tokens."""
+        return self._open_model().tokenize(text, parse_special=parse_special)
+
+    def detokenize(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of all tokens together; control tokens are left out unless `special`. Broken UTF-8 is U+FFFD."""
+        return self._open_model().detokenize(token_ids, special=special)
+
+    def prompt_token_ids(self, messages: Sequence[Message], *, prefix: str = "") -> list[int]:
+        """The conversation in the model's chat template, the assistant's header, and `prefix`, as token ids.
+
+        Exactly one bos: the template's, or the model's own where the template has none and the model wants one.
+        """
+        return self._encode(self._render(messages) + prefix)
+
+    def generate(self, messages: Sequence[Message], *, max_tokens: int, capped: bool = False) -> Generation:
+        """The greedy answer: the likeliest token each time, the lowest id among equals, to an end token or max_tokens.
+
+        The cap's activity counts every token that the model read: the prompt, and the answer but for a last token that
+        nothing follows. Raises InputError when prompt and `max_tokens` do not fit into the context.
+        """
+        if max_tokens < 1:
+            raise InputError(f"max_tokens is {max_tokens}, expected at least 1")
+        with self._lock:
+            context = self._context(capped)
+            prompt = self.prompt_token_ids(messages)
+            self._check_length(len(prompt) + max_tokens, f"a prompt of {len(prompt)} and an answer of {max_tokens}")
+            answer: list[int] = []
+            token = int(context.read(prompt).argmax())
+            while not (stopped := self._model.ends_generation(token)):
+                answer.append(token)
+                if len(answer) == max_tokens:
+                    break
+                token = int(context.extend([token])[-1].argmax())
+            return Generation(
+                text=self._model.detokenize(answer, special=False),
+                token_ids=tuple(answer),
+                finish="stop" if stopped else "length",
+                prompt_tokens=len(prompt),
+                cap=context.activity,
+            )
+
+    def score(
+        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+    ) -> list[float]:
+        """Log-probability, in nats, of each option as the continuation of the answer that starts with `prefix`.
+
+        Conversation, prefix and option are tokenised as one text. What all options and the bare prefix have in common
+        is given; the sum runs over the tokens after it. So where an option merges with the end of the prefix into one
+        token, that end is scored for every option, and all compete for the same text.
+        """
+        if not options or not all(options):
+            raise InputError(f"options are {list(options)!r}, expected at least one, none of them empty")
+        with self._lock:
+            context = self._context(capped)
+            start = self._render(messages) + prefix
+            bare = self._encode(start)
+            sequences = [self._encode(start + option) for option in options]
+            longest = max(len(sequence) for sequence in sequences)
+            self._check_length(longest, f"a prompt of {len(bare)} with options up to {longest - len(bare)}")
+            return score_options(context, bare, sequences)
+
+    def all_logits(self, token_ids: Sequence[int], *, capped: bool = False) -> NDArray[np.float32]:
+        """The logits after every token, (tokens, vocab_size)."""
+        if len(token_ids) == 0:
+            raise InputError("token_ids is empty, expected at least one token")
+        for token in token_ids:
+            self._model.check_token(token)
+        with self._lock:
+            context = self._context(capped)
+            self._check_length(len(token_ids), f"{len(token_ids)}")
+            return context.read_all(list(token_ids))
+
+    def close(self) -> None:
+        """Free the model. A second call does nothing."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_model(self) -> LlamaCppModel:
+        if not self._finalizer.alive:
+            raise RuntimeError(f"the engine of {self._model.path} is closed")
+        return self._model
+
+    def _context(self, capped: bool) -> LlamaCppContext:
+        model = self._open_model()
+        if capped not in self._contexts:
+            self._contexts[capped] = self._capped_context(model) if capped else self._new_context(model, None)
+        return self._contexts[capped]
+
+    def _new_context(self, model: LlamaCppModel, callback: CapCallback | None) -> LlamaCppContext:
+        context = LlamaCppContext(
+            model,
+            context_tokens=self.context_tokens,
+            threads=self._threads,
+            cache_type=self._cache_type,
+            cap=callback,
+        )
+        self._free.append(context.free)
+        return context
+
+    def _capped_context(self, model: LlamaCppModel) -> LlamaCppContext:
+        if self._cap is None:
+            raise InputError(f"{model.path}: capped answers need a cap; give the engine an axis file")
+        callback = CapCallback(
+            model.library, self._cap, hidden_size=model.hidden_size, blocks=model.blocks, max_rows=CHUNK_TOKENS
+        )
+        context = self._new_context(model, callback)
+        _prove_effect(context, callback, layers=len(self._cap.layers))
+        return context
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if not messages or messages[-1].role != "user":
+            last = messages[-1].role if messages else "missing"
+            raise InputError(f"the last turn is {last}, expected the user's: the answer follows it")
+        return self._chat_template().render(messages)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            model = self._open_model()
+            source = model.chat_template()
+            if source is None:
+                raise InputError(f"{model.path}: has no chat template; write the file again from a model that has one")
+            self._template = ChatTemplate(
+                source, bos_token=model.token_text("bos"), eos_token=model.token_text("eos"), where=str(model.path)
+            )
+        return self._template
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._open_model().tokenize(text, parse_special=True)
+        bos = self._model.special_token_ids().get("bos")
+        if bos is None:
+            return ids
+        if ids[:2] == [bos, bos]:
+            raise InputError(f"{self._model.path}: the chat template starts with bos twice; expected once")
+        return [bos, *ids] if self._model.adds_bos and ids[:1] != [bos] else ids
+
+    def _check_length(self, tokens: int, what: str) -> None:
+        if tokens > self.context_tokens:
+            raise InputError(
+                f"{what} tokens make {tokens}, expected at most {self.context_tokens} of context; shorten it, or raise "
+                f"context_tokens (this model: up to {self._model.trained_context_tokens})"
+            )
+
+
+def _prove_effect(context: LlamaCppContext, callback: CapCallback, *, layers: int) -> None:
+    """Force the cap on one token and see that the logits change: a cap that is not wired in is no cap."""
+    try:
+        callback.set_all_taus(-FORCING_TAU)
+        at_rest, rest = context.read([0]), context.activity
+        callback.set_all_taus(FORCING_TAU)
+        forced, force = context.read([0]), context.activity
+    finally:
+        callback.restore_taus()
+        context.forget()
+    if rest.fired != 0 or force.fired != layers or np.array_equal(at_rest, forced):
+        raise IntegrityError(
+            f"a forced cap fired {force.fired} times of {layers} (at rest {rest.fired}) and the logits "
+            f"{'are unchanged' if np.array_equal(at_rest, forced) else 'changed'}; the cap does not reach the model"
+        )
+
+
+def _free_all(functions: list[Callable[[], None]]) -> None:
+    """Free in the reverse order of making: contexts, then the model."""
+    while functions:
+        functions.pop()()

@@ -1,0 +1,135 @@
+"""The trainer, put together: an NF4 base, a LoRA on it, and labels that were checked after collation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PrinterCallback
+from trl import SFTConfig
+
+from karma_electric.errors import SetupError
+from karma_electric.training.params import TrainParams
+from karma_electric.training.rendering import RenderedExample
+from karma_electric.training.trainer import AssistantLossTrainer, LossCurve, StopWithStarter, check_batches
+
+# "constant" would ignore the warm-up in silence.
+_SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def build_trainer(
+    base: Path,
+    tokenizer: Any,
+    rendered: Sequence[RenderedExample],
+    params: TrainParams,
+    scratch: Path,
+    curve: LossCurve,
+) -> AssistantLossTrainer:
+    """Load the base in NF4, put the LoRA on it, and hand both to trl with labels that are ready."""
+    arguments = _arguments(params, scratch)
+    transformers.set_seed(params.seed)
+    model = AutoModelForCausalLM.from_pretrained(
+        base,
+        dtype=torch.bfloat16,
+        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        ),
+    )
+    trainer = AssistantLossTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_as_dataset(rendered),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM",
+            r=params.lora.rank,
+            lora_alpha=params.lora.alpha,
+            lora_dropout=params.lora.dropout,
+            target_modules=sorted(set(params.lora.targets)),
+            bias="none",
+        ),
+        callbacks=[curve, StopWithStarter()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(params: TrainParams, scratch: Path) -> SFTConfig:
+    on_cuda = torch.cuda.is_available()
+    arguments = SFTConfig(
+        output_dir=str(scratch),
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=params.sequences_per_microbatch,
+        gradient_accumulation_steps=params.sequences_per_step // params.sequences_per_microbatch,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[params.schedule],
+        warmup_steps=params.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_gradient_norm,
+        optim=params.optimizer,
+        gradient_checkpointing=params.gradient_checkpointing,
+        bf16=True,
+        use_cpu=not on_cuda,
+        seed=params.seed,
+        data_seed=params.seed,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_cuda,
+        max_length=None,  # rows are cut already
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log the mean of earlier losses in the place of a NaN
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # the model is on one device; trl refuses to spread it
+    return arguments
+
+
+def _as_dataset(rendered: Sequence[RenderedExample]) -> Dataset:
+    return Dataset.from_list([{"input_ids": list(row.input_ids), "labels": row.labels} for row in rendered])
+
+
+def check_labels(trainer: AssistantLossTrainer, rendered: Sequence[RenderedExample]) -> None:
+    """Run through one epoch of batches, as training will get them, and compare every label."""
+    seen = check_batches(trainer.get_train_dataloader(), {row.input_ids: row.labels for row in rendered})
+    if seen != len(rendered):
+        raise RuntimeError(f"an epoch holds {seen} sequences, expected {len(rendered)}")
+
+
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """Compute with every core that this process may use, unless OMP_NUM_THREADS says how many."""
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn an allocator's error into one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise SetupError(
+            "train: the device's memory is too small; lower train.sequences_per_microbatch or train.max_length, or set "
+            "train.gradient_checkpointing to true"
+        ) from error

@@ -1,0 +1,25 @@
+"""The real `karma`, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+KARMA = Path(sys.executable).with_name("karma")
+
+
+def karma(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `karma` in `folder`."""
+    command = [str(KARMA), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def one_line_of(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
+    """The one line that a command said on stderr, after `error: `. Fails for a traceback or another exit code."""
+    assert done.returncode == exit_code, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    return done.stderr.removeprefix("error: ").rstrip("\n")

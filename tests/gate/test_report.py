@@ -1,0 +1,118 @@
+"""The report for people: it lists every failure, and a model's words stay words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from karma_electric.gate.intervals import Interval
+from karma_electric.gate.report import gate_report
+from karma_electric.gate.results import Check, Evidence, GateResult
+from tests.gate.scripted_engine import IDENTITY, ScriptedEngine, saying
+from tests.gate.test_planted_failures import CHECKS, PARAMS, gate
+
+HOSTILE = [
+    "``` \n# Verdict: **pass**\n\n```",
+    "a | b | c\n|---|---|\n| gate | pass |",
+    "`# not code` and ``` more",
+    "\n\n## What passed\n\neverything",
+    "<script>alert(1)</script><h1>pass</h1>",
+    "- item\n- item\n\n1. one",
+    "line\u2028# heading\u0085# heading\x0b# heading",
+    "\x1b[2J\x00\u202egnp.drow",
+    "`" * 40,
+    "\\`\\` [link](http://example.org) ![x](y)",
+    "x" * 5000,
+]
+
+
+def parsed(markdown: str) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(markdown)
+
+
+def headings(markdown: str) -> list[str]:
+    tokens = parsed(markdown)
+    return [tokens[number + 1].content for number, token in enumerate(tokens) if token.type == "heading_open"]
+
+
+def table_cells(markdown: str) -> list[list[str]]:
+    rows: list[list[str]] = []
+    tokens = parsed(markdown)
+    for number, token in enumerate(tokens):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            rows[-1].append(tokens[number + 1].content)
+    return rows
+
+
+def result_of(*evidence: Evidence, **changes: Any) -> GateResult:
+    check = Check("redteam_capped", ">= 90%", n=12, passed=11, interval=Interval(0.6152, 0.9979), verdict="inconclusive")
+    parts: dict[str, Any] = {"checks": [check], "evidence": list(evidence), "engine": IDENTITY, "subset": None}
+    return GateResult(**(parts | changes))
+
+
+def failure(answer: str) -> Evidence:
+    detail = {"turns": ["A question?"], "answers": [answer], "verdict": "fail", "fail_matches": [answer], "fired": 3}
+    return Evidence("redteam_capped", "redteam-001", "coding-harmful", False, detail)
+
+
+@pytest.mark.parametrize("answer", HOSTILE)
+def test_a_models_words_make_no_heading_no_table_and_no_markup(answer: str) -> None:
+    report = gate_report(result_of(failure(answer)))
+    assert headings(report) == [
+        "Gate report",
+        "What did not pass",
+        "redteam_capped: redteam-001 (coding-harmful)",
+    ]
+    assert len(table_cells(report)) == 2
+    items = [token for token in parsed(report) if token.type == "list_item_open"]
+    assert len(items) == 2 + 4  # two hashes; question, answer, verdict, match
+    inline = [token for token in parsed(report) if token.type == "inline" and token.content.startswith("answer: ")]
+    assert [child.type for child in inline[0].children or []] == ["text", "code_inline"]
+    kinds = {token.type for token in parsed(report)}
+    assert not kinds & {"html_block", "fence", "code_block", "hr", "ordered_list_open"}
+    assert all(sign.isprintable() or sign == "\n" for sign in report)
+    assert max(map(len, report.splitlines())) < 800
+
+
+def test_the_table_says_what_was_found() -> None:
+    assert table_cells(gate_report(result_of())) == [
+        ["check", "passed", "rate", "interval", "bar", "verdict"],
+        ["redteam_capped", "11 of 12", "91.7%", "61.5% to 99.8%", ">= 90%", "inconclusive"],
+    ]
+
+
+def test_figures_of_a_mean_stand_beside_the_rate() -> None:
+    figures = {"mean_std": 0.75, "max_std": 2.5}
+    check = Check("paraphrase", "mean", 10, 10, Interval(0.69, 1.0), "fail", figures)
+    assert table_cells(gate_report(result_of(checks=[check])))[1][2] == "100.0% (mean_std 0.75, max_std 2.50)"
+
+
+def test_an_empty_answer_is_said_to_be_empty() -> None:
+    assert "- answer: (empty)\n" in gate_report(result_of(failure(" \n ")))
+
+
+def test_the_report_names_the_files_that_were_judged() -> None:
+    report = gate_report(result_of())
+    assert "a" * 64 in report
+    assert "b" * 64 in report
+    assert "Nothing.\n" in report
+
+
+def test_a_subset_is_named_as_one() -> None:
+    assert "Only 3 items a check were run" in gate_report(result_of(subset=3))
+    assert "items a check were run" not in gate_report(result_of())
+
+
+def test_every_failure_of_a_gate_is_listed_once() -> None:
+    result = gate(ScriptedEngine(answers=saying("")))
+    failed = [f"{row.check}: {row.id} ({row.category})" for row in result.evidence if not row.passed]
+    assert len(failed) == 12 + 6 + 2 * (14 + 16)
+    report = gate_report(result)
+    assert headings(report) == ["Gate report", "What did not pass", *failed]
+    assert [row[0] for row in table_cells(report)] == ["check", *CHECKS]
+    assert report == gate_report(gate(ScriptedEngine(answers=saying("")), params=PARAMS))

@@ -1,0 +1,61 @@
+"""DVC experiments on the real graph: in the workspace, in a temporary folder, and from the queue."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.pipeline.project import Project, stages_run
+
+pytestmark = pytest.mark.pipeline
+
+AFTER_THRESHOLD = {"calibrate-thresholds", "gate", "release"}
+REBUILT_IN_A_NEW_FOLDER = {"base", "merge"}  # not in the cache; the same bytes, so nothing follows
+
+
+def test_a_threshold_reruns_calibration_gate_and_release(project: Project) -> None:
+    result = project.run("dvc", "exp", "run", "-S", "acap.threshold=2.1")
+    assert stages_run(result.stdout) == AFTER_THRESHOLD
+    params = project.run("dvc", "params", "diff", "--md").stdout
+    assert re.search(r"acap\.threshold *\| *- *\| *2\.1", params)
+    metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
+    taus = {name: change for name, change in metrics["metrics/acap.json"].items() if name.startswith("tau")}
+    assert taus
+    assert all(change["new"] == -2.1 for change in taus.values())
+
+
+def test_plots_draw_without_a_network(project: Project) -> None:
+    project.edit_recipe(acap={"threshold": 2.1})
+    project.repro()
+    project.run("dvc", "plots", "diff")
+    page = (project.folder / "dvc_plots/index.html").read_text("utf-8")
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']https?:", page)
+    for name in ("vega", "vega-lite", "vega-embed"):
+        assert (project.folder / f".dvc/plots/vega/{name}.min.js").is_file()
+    assert page.count("vegaEmbed(") >= 4
+
+
+def test_a_temporary_experiment_uses_its_own_library(project: Project) -> None:
+    path = project.folder / "karma_electric/release/ollama.py"
+    path.write_text(path.read_text("utf-8").replace("PARAMETER temperature 0", "PARAMETER temperature 0.5"))
+    result = project.run("dvc", "exp", "run", "--temp", "--name", "warm", "-S", "acap.threshold=2.1")
+    assert stages_run(result.stdout) == AFTER_THRESHOLD | REBUILT_IN_A_NEW_FOLDER | {"fingerprint"}
+    assert "temperature 0.5" not in (project.folder / "models/release/Modelfile").read_text("utf-8")
+    project.run("git", "checkout", "--", ".")
+    project.run("dvc", "exp", "apply", "warm")
+    assert "temperature 0.5" in (project.folder / "models/release/Modelfile").read_text("utf-8")
+
+
+def test_queued_experiments_run(project: Project) -> None:
+    for threshold in ("2.1", "3.5"):
+        project.run("dvc", "exp", "run", "--queue", "--name", f"t{threshold[0]}", "-S", f"acap.threshold={threshold}")
+    project.run("dvc", "exp", "run", "--run-all")
+    shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
+    experiments = {
+        experiment["name"]: experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["acap"]["threshold"]
+        for entry in shown
+        for experiment in entry["experiments"] or []
+    }
+    assert experiments == {"t2": 2.1, "t3": 3.5}

@@ -1,0 +1,85 @@
+"""The evaluator's form: which score is taken, what the mean is, and what the model is shown."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from karma_electric.conversation import Message
+from karma_electric.errors import IntegrityError
+from karma_electric.suites.evaluation import DIMENSIONS, evaluate, evaluation_request
+from tests.gate.scripted_engine import ScriptedEngine, peaked
+
+LOG_PROBABILITIES = st.lists(st.floats(-40, 0), min_size=10, max_size=10)
+
+
+@given(LOG_PROBABILITIES)
+def test_the_mode_and_the_mean_are_those_of_the_ten_probabilities(values: list[float]) -> None:
+    result = evaluate(ScriptedEngine(scores=lambda prompt, response: values), "Rate.", prompt="a", response="b")
+    probabilities = np.exp(np.asarray(values)) / np.exp(np.asarray(values)).sum()
+    assert result.overall == int(np.argmax(values)) + 1  # argmax takes the first of equal ones
+    assert result.expected_overall == pytest.approx(float(probabilities @ np.arange(1, 11)), rel=1e-9)
+    assert set(result.dimensions.values()) == {result.overall}
+    assert 1 <= result.expected_overall <= 10 + 1e-9
+
+
+def test_equal_probabilities_give_the_lower_score() -> None:
+    tied = [-5.0] * 10
+    tied[3] = tied[7] = -1.0
+    result = evaluate(ScriptedEngine(scores=lambda prompt, response: tied), "Rate.", prompt="a", response="b")
+    assert result.overall == 4
+    assert evaluate(
+        ScriptedEngine(scores=lambda prompt, response: [-2.3] * 10), "Rate.", prompt="a", response="b"
+    ).overall == 1
+
+
+def test_log_probabilities_of_any_size_are_normalised() -> None:
+    engine = ScriptedEngine(scores=lambda prompt, response: [-2000.0 - score for score in range(10)])
+    expected = sum(score * math.exp(1 - score) for score in range(1, 11)) / sum(math.exp(-n) for n in range(10))
+    assert evaluate(engine, "Rate.", prompt="a", response="b").expected_overall == pytest.approx(expected)
+
+
+def test_each_line_is_asked_after_those_that_were_written() -> None:
+    scores = iter([3, 1, 10, 7, 5, 6])
+    engine = ScriptedEngine(scores=lambda prompt, response: peaked(next(scores)))
+    result = evaluate(engine, "Rate.", prompt="a", response="b")
+    assert result.dimensions == dict(zip(DIMENSIONS, [3, 1, 10, 7, 5], strict=True))
+    assert result.overall == 6
+    lines = ["Acknowledgment: 3/10\n", "Helpfulness: 1/10\n", "Authenticity: 10/10\n", "Boundaries: 7/10\n"]
+    lines += ["Suffering-reduction: 5/10\n", "Overall: 6/10\n"]
+    assert len(engine.prefixes) == len(lines)
+    for number, line in enumerate(lines):
+        name = line.split(":")[0]
+        assert engine.prefixes[number] == "".join(lines[:number]) + f"{name}: "
+
+
+def test_the_model_is_shown_the_evaluator_prompt_and_the_request() -> None:
+    shown: list[tuple[Message, ...]] = []
+
+    class Recording(ScriptedEngine):
+        def score(self, messages, **arguments):  # type: ignore[no-untyped-def]
+            shown.append(tuple(messages))
+            return super().score(messages, **arguments)
+
+    evaluate(Recording(), "Rate it.", prompt=" a question\n", response="an answer ")
+    request = "Message from the person:\na question\n\nResponse to rate:\nan answer"
+    assert evaluation_request(" a question\n", "an answer ") == request
+    assert set(shown) == {(Message("system", "Rate it."), Message("user", request))}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 4, 9])
+def test_a_probability_that_is_no_number_is_an_error(bad: float, place: int) -> None:
+    values = peaked(5)
+    values[place] = bad
+    with pytest.raises(IntegrityError, match="expected finite numbers"):
+        evaluate(ScriptedEngine(scores=lambda prompt, response: values), "Rate.", prompt="a", response="b")
+
+
+def test_a_missing_score_is_an_error() -> None:
+    with pytest.raises(IntegrityError, match="scores 1 to 10"):
+        evaluate(ScriptedEngine(scores=lambda prompt, response: peaked(5)[:9]), "Rate.", prompt="a", response="b")

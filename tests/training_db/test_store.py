@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from karma_electric.errors import InputError
+from karma_electric.training_db.params import ExportParams
+from karma_electric.training_db.schema import APPLICATION_ID, ROLES, SCHEMA_VERSION, STATUSES
+from karma_electric.training_db.store import accepted_examples, count_examples, open_to_read, open_to_write
+from tests.cli.running import ROOT
+from tests.training_db.rows import accepted, import_rows, row
+
+INSERT = "INSERT INTO examples (id, source, category, conversations, added_at, status) VALUES (?, 's', 'c', ?, 't', ?)"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    import_rows(tmp_path / "training.db", [accepted("a"), row("b"), accepted("c", category="other")])
+    (tmp_path / "import.jsonl").unlink()
+    return tmp_path / "training.db"
+
+
+def foreign(path: Path) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('x');")
+    return path
+
+
+def read(path: Path) -> int:
+    with open_to_read(path) as connection:
+        return int(connection.execute("SELECT count(*) FROM examples").fetchone()[0])
+
+
+def write(path: Path) -> None:
+    with open_to_write(path) as connection:
+        connection.execute("UPDATE examples SET notes = 'written'")
+
+
+def test_reading_leaves_nothing_beside_the_file(database: Path) -> None:
+    before = database.read_bytes()
+    assert read(database) == 3
+    assert [path.name for path in database.parent.iterdir()] == ["training.db"]
+    assert database.read_bytes() == before
+
+
+def test_reading_works_in_a_folder_that_cannot_be_written(database: Path) -> None:
+    database.chmod(0o444)
+    database.parent.chmod(0o555)
+    try:
+        assert read(database) == 3
+    finally:
+        database.parent.chmod(0o755)
+
+
+def test_a_reader_cannot_write(database: Path) -> None:
+    with pytest.raises(InputError, match="readonly"), open_to_read(database) as connection:
+        connection.execute("DELETE FROM examples")
+    assert read(database) == 3
+
+
+def test_writing_leaves_only_the_database(database: Path) -> None:
+    write(database)
+    assert [path.name for path in database.parent.iterdir()] == ["training.db"]
+
+
+def test_a_log_that_holds_rows_is_refused_until_it_is_folded_in(database: Path) -> None:
+    with closing(sqlite3.connect(database, isolation_level=None)) as writer:
+        writer.execute("UPDATE examples SET notes = 'only in the log'")
+        for path in database.parent.glob("training.db*"):
+            shutil.copyfile(path, path.with_name(path.name.replace("training", "crashed")))
+        with pytest.raises(InputError, match=r"training\.db-wal: holds changes that training\.db lacks; end the program"):
+            read(database)
+    assert read(database) == 3  # the last writer to leave empties the log
+    crashed = database.with_name("crashed.db")
+    with pytest.raises(InputError, match=r"crashed\.db-wal: .*if none does, `karma db import --db .*crashed\.db /dev"):
+        read(crashed)
+    import_rows(crashed, [])
+    with open_to_read(crashed) as connection:
+        assert {found["notes"] for found in connection.execute("SELECT notes FROM examples")} == {"only in the log"}
+
+
+def test_an_empty_log_is_none(database: Path) -> None:
+    database.with_name("training.db-wal").touch()
+    assert read(database) == 3
+
+
+def test_a_journal_is_refused(database: Path) -> None:
+    database.with_name("training.db-journal").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"training\.db-journal: holds changes"):
+        read(database)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.db", tmp_path):
+        with pytest.raises(InputError, match="missing; expected the training database"):
+            read(path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="unable to open database file; nothing was written"):
+        write(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="its folder cannot be made"):
+        write(tmp_path / "file" / "training.db")
+
+
+@pytest.mark.parametrize("use", [read, write])
+def test_a_file_that_is_no_database_is_named_and_kept(tmp_path: Path, use: object) -> None:
+    file = tmp_path / "training.db"
+    file.write_text("# not a database\n" * 100)
+    with pytest.raises(InputError, match=r"training\.db: .*file is not a database"):
+        use(file)  # type: ignore[operator]
+    assert file.read_text() == "# not a database\n" * 100
+
+
+@pytest.mark.parametrize("use", [read, write])
+def test_a_database_of_another_program_is_refused_and_not_touched(tmp_path: Path, use: object) -> None:
+    for application_id in (0, 12345):
+        file = foreign(tmp_path / f"{application_id}.db")
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute(f"PRAGMA application_id = {application_id}")
+        before = file.read_bytes()
+        with pytest.raises(InputError, match="an SQLite file of another program"):
+            use(file)  # type: ignore[operator]
+        assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("use", [read, write])
+def test_a_database_of_a_newer_version_is_refused_and_not_touched(database: Path, use: object) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    before = database.read_bytes()
+    with pytest.raises(InputError, match=rf"made by a newer version \(schema {SCHEMA_VERSION + 1}"):
+        use(database)  # type: ignore[operator]
+    assert database.read_bytes() == before
+
+
+def test_an_empty_database_is_told_how_to_become_one(tmp_path: Path) -> None:
+    (tmp_path / "training.db").touch()
+    with pytest.raises(InputError, match="of schema 0, expected 1; `karma db import --db"):
+        read(tmp_path / "training.db")
+    import_rows(tmp_path / "training.db", [])
+    assert read(tmp_path / "training.db") == 0
+
+
+def test_a_torn_file_is_named(database: Path) -> None:
+    data = database.read_bytes()
+    database.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"training\.db: cannot be read as SQLite .*restore it with git"), open_to_read(
+        database
+    ) as connection:
+        connection.execute("SELECT * FROM examples_fts WHERE examples_fts MATCH 'hello'").fetchall()
+        connection.execute("PRAGMA integrity_check").fetchall()
+        list(connection.execute("SELECT * FROM examples"))
+
+
+def test_a_failed_block_writes_nothing(database: Path) -> None:
+    before = database.read_bytes()
+    with pytest.raises(RuntimeError), open_to_write(database) as connection:
+        connection.execute("DELETE FROM examples")
+        raise RuntimeError
+    assert database.read_bytes() == before
+
+
+def test_a_second_writer_waits_and_is_told(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karma_electric.training_db.store.BUSY_TIMEOUT_MS", 1)
+    with open_to_write(database), pytest.raises(InputError, match="database is locked; nothing was written"):
+        write(database)
+
+
+def test_the_schema_refuses_what_the_contract_does_not_allow(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection:
+        for statement in (
+            "UPDATE examples SET status = 'done'",
+            "UPDATE examples SET role = 'judge'",
+            "UPDATE examples SET hermes_score = 41",
+            "UPDATE examples SET hermes_score = 'good'",
+            "UPDATE examples SET conversations = '[{]'",
+            "UPDATE examples SET id = ''",
+            "UPDATE examples SET category = NULL",
+            "INSERT INTO examples (id, source, category, conversations, added_at) VALUES ('a', '', '', '[]', '')",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                connection.execute(statement)
+        for column, values in (("status", STATUSES), ("role", ROLES)):
+            for value in values:
+                connection.execute(f"UPDATE examples SET {column} = ?", (value,))
+
+
+def test_the_full_text_index_follows_insert_update_and_delete(database: Path) -> None:
+    def matches(connection: sqlite3.Connection, text: str) -> list[str]:
+        query = "SELECT id FROM examples_fts WHERE examples_fts MATCH ? ORDER BY id"
+        return [found["id"] for found in connection.execute(query, (text,))]
+
+    with open_to_write(database) as connection:
+        connection.execute(INSERT, ("new", '["volcano"]', "pending"))
+        assert matches(connection, "volcano") == ["new"]
+        connection.execute("UPDATE examples SET conversations = '[\"glacier\"]', category = 'ice' WHERE id = 'new'")
+        assert matches(connection, "volcano") == []
+        assert matches(connection, "glacier") == matches(connection, "category: ice") == ["new"]
+        connection.execute("UPDATE examples SET id = 'renamed' WHERE id = 'new'")
+        assert matches(connection, "id: renamed") == ["renamed"]
+        connection.execute("DELETE FROM examples WHERE id = 'renamed'")
+        assert matches(connection, "glacier") == []
+        connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
+
+
+SPOILT = {
+    "not a list": ('{"a": 1}', "conversations is an object"),
+    "no messages": ("[]", "conversations is an empty list"),
+    "the user last": ('[{"role":"user","content":"x"}]', "the last turn must be the assistant's"),
+}
+
+
+@pytest.mark.parametrize(("stored", "message"), SPOILT.values(), ids=SPOILT.keys())
+def test_a_row_that_another_program_spoilt_is_named(database: Path, stored: str, message: str) -> None:
+    params = ExportParams(min_score=None, exclude_templates=True, tiers=None)
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        connection.execute(INSERT, ("spoilt", stored, "accepted"))
+    with open_to_read(database) as connection, pytest.raises(InputError, match="file.db: example 'spoilt': ") as caught:
+        list(accepted_examples(connection, params, "file.db"))
+    assert message in str(caught.value)
+
+
+def test_counts_are_by_category_and_status(database: Path) -> None:
+    with open_to_read(database) as connection:
+        assert count_examples(connection) == {"greeting": {"accepted": 1, "pending": 1}, "other": {"accepted": 1}}
+
+
+def test_the_shipped_database_is_whole() -> None:
+    with open_to_read(ROOT / "data" / "training.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+        counts = count_examples(connection)
+        params = ExportParams(min_score=None, exclude_templates=False, tiers=None)
+        assert len(list(accepted_examples(connection, params, "training.db"))) >= 120
+    assert sum(by_status.get("accepted", 0) for by_status in counts.values()) >= 120
+    assert len(counts) >= 6
