@@ -19,7 +19,7 @@ def work(parsed: argparse.Namespace) -> None:
     check = make_gguf(
         parsed.model, parsed.output, gguf_type=parsed.type, name=f"{release.name}-{release.version}", report=report
     )
-    write_json(parsed.metrics, check.as_metrics())
+    write_json(parsed.metrics, check.as_dict())
 
 
 if __name__ == "__main__":

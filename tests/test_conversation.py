@@ -16,7 +16,7 @@ USER = {"role": "user", "content": "Hello"}
 ASSISTANT = {"role": "assistant", "content": "Good day."}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12).filter(
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12).filter(
     lambda text: bool(text.strip())
 )
 
@@ -62,7 +62,10 @@ BAD_CONVERSATIONS: dict[str, tuple[Any, str]] = {
     "content that is no text": ([{"role": "user", "content": 3}], "content is a value of type int"),
     "empty content": ([{"role": "user", "content": ""}, ASSISTANT], "message 1: content is empty text"),
     "blank content": ([USER, {"role": "assistant", "content": " \n\t"}], "message 2: content is empty text"),
-    "a NUL": ([{"role": "user", "content": "ab\0c"}, ASSISTANT], "message 1: content has a NUL character at position 2"),
+    "a NUL": (
+        [{"role": "user", "content": "ab\0c"}, ASSISTANT],
+        "message 1: content has a NUL character at position 2",
+    ),
     "a lone surrogate": ([USER, {"role": "assistant", "content": "\ud83d x"}], "a lone surrogate at position 0"),
     "the assistant first": ([ASSISTANT, USER], "turn 1 is of role 'assistant', expected 'user'"),
     "two users": ([USER, USER, ASSISTANT], "turn 2 is of role 'user', expected 'assistant'"),

@@ -109,7 +109,9 @@ def test_an_input_is_there_or_made_or_an_error(tmp_path: Path, monkeypatch: pyte
     for dependency in ("there", "made", "made/part", "folder"):
         check_inputs_exist([*makers, Stage("use", (dependency,), ())], {})
     for dependency in ("gone", "mad", "folder/other"):
-        with pytest.raises(InputError, match=f"{dependency}: missing, but the stage use needs it; restore it with `git"):
+        with pytest.raises(
+            InputError, match=f"{dependency}: missing, but the stage use needs it; restore it with `git"
+        ):
             check_inputs_exist([*makers, Stage("use", (dependency,), ())], {})
 
 

@@ -68,18 +68,28 @@ def test_a_file_appears_whole_and_readable_by_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_file_stays_when_the_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
     write_text(tmp_path / "file", "old")
-    with pytest.raises(error), atomic_file(tmp_path / "file") as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def write_half() -> None:
+        with atomic_file(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert tree(tmp_path) == {"file": b"old"}
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_folder_stays_when_the_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
     fill(tmp_path, {"out/a": b"old", "out/b": b"old"})
-    with pytest.raises(error), atomic_directory(tmp_path / "out") as temporary:
-        (temporary / "a").write_text("half")
-        raise error
+
+    def write_half() -> None:
+        with atomic_directory(tmp_path / "out") as temporary:
+            (temporary / "a").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert tree(tmp_path) == {"out/a": b"old", "out/b": b"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -189,7 +199,7 @@ def test_every_added_or_removed_byte_or_file_is_found(files: dict[str, bytes], d
             (folder / name).rename(folder / "renamed")
         else:
             (folder / name).unlink()
-        with pytest.raises(IntegrityError, match="sha256 is|missing, though|not in manifest"):
+        with pytest.raises(IntegrityError, match=r"sha256 is|missing, though|not in manifest"):
             verify_manifest(folder)
 
 

@@ -19,7 +19,10 @@ BAD_YAML: dict[str, tuple[bytes, str]] = {
     "a cut-off list": (b"a: [1, 2\n", "f.yaml:2: not YAML"),
     "a tab": (b"a: 1\n\tb: 2\n", "f.yaml:2: not YAML"),
     "a conflict of git": (b"a: 1\n<<<<<<< HEAD\nb: 2\n", "f.yaml:3: not YAML"),
-    "an impossible date": (b"a: 1\ndate: 2026-02-30\n", "f.yaml:2: not YAML ('2026-02-30' cannot be read as timestamp)"),
+    "an impossible date": (
+        b"a: 1\ndate: 2026-02-30\n",
+        "f.yaml:2: not YAML ('2026-02-30' cannot be read as timestamp)",
+    ),
     "a tag that does not fit": (b"a: !!int abc\n", "f.yaml:1: not YAML ('abc' cannot be read as int)"),
     "a truth value that is none": (b"a: !!bool abc\n", "f.yaml:1: not YAML ('abc' cannot be read as bool)"),
     "a date tag that does not fit": (b"a: !!timestamp abc\n", "f.yaml:1: not YAML ('abc' cannot be read as timestamp)"),
@@ -69,12 +72,13 @@ def test_a_damaged_recipe_is_read_or_refused_in_one_line(
     file = tmp_path_factory.mktemp("damaged") / "f.yaml"
     file.write_bytes(damaged)
     try:
-        value = read_yaml(file)
+        assert isinstance(read_yaml(file), dict)
     except InputError as error:
-        assert str(error).startswith(str(file))
-        assert len(str(error).splitlines()) == 1
+        said = str(error)
     else:
-        assert isinstance(value, dict)
+        said = str(file)
+    assert said.startswith(str(file))
+    assert len(said.splitlines()) == 1
 
 
 class Cat(Parameters):

@@ -97,10 +97,14 @@ WRONG: dict[str, tuple[Edit, str, str]] = {
 # faults of the file as YAML: name -> (edit, what follows "params.yaml", what it says besides)
 WRONG_FILES: dict[str, tuple[Edit, str, str]] = {
     "two equal keys": (
-        swap("  epochs:", "  seed: 43\n  epochs:"), f":{line_of('  epochs:')}: not YAML", "the key 'seed' stands twice"
+        swap("  epochs:", "  seed: 43\n  epochs:"),
+        f":{line_of('  epochs:')}: not YAML",
+        "the key 'seed' stands twice",
     ),
     "a cut-off file": (
-        lambda text: text[: text.index("q_proj, k_proj") + 10], f":{line_of('    targets:')}: not YAML", "mend the line"
+        lambda text: text[: text.index("q_proj, k_proj") + 10],
+        f":{line_of('    targets:')}: not YAML",
+        "mend the line",
     ),
     "cut off between sections": (lambda text: text[: text.index("acap:")], ": acap: missing", "add it"),
     "a huge file": (lambda text: text + "#" * MAX_RECIPE_BYTES, ": larger than 1048576 bytes", "this is no recipe"),
@@ -183,7 +187,7 @@ def test_a_package_of_another_version_is_a_fault_of_the_environment(project: Pat
 
 
 def test_the_shipped_recipe_is_the_profile_that_it_says_it_is() -> None:
-    assert SHIPPED == (ROOT / "profiles" / "smollm2-135m.yaml").read_text("utf-8")
+    assert (ROOT / "profiles" / "smollm2-135m.yaml").read_text("utf-8") == SHIPPED
 
 
 def test_every_profile_is_sound() -> None:
@@ -240,10 +244,11 @@ def test_any_value_in_any_place_is_taken_or_refused_in_one_line(path: tuple[str 
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = junk
+    said = "params.yaml: sound"
     try:
         recipe = parse_parameters(value, Recipe, where="params.yaml")
-    except InputError as error:
-        assert str(error).startswith("params.yaml: ")
-        assert len(str(error).splitlines()) == 1
-    else:
         json.dumps(recipe.model_dump(mode="json"), allow_nan=False)
+    except InputError as error:
+        said = str(error)
+    assert said.startswith("params.yaml: ")
+    assert len(said.splitlines()) == 1

@@ -77,7 +77,9 @@ class CheckReport:
         return {key: rounded(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
 
 
-def check_gguf(model_folder: Path, f16_file: Path, gguf_file: Path, gguf_type: GgufType) -> CheckReport:
+def check_gguf(
+    model_folder: Path, f16_file: Path, gguf_file: Path, gguf_type: GgufType, threads: int | None = None
+) -> CheckReport:
     """Compare `gguf_file` with the F16 file that it was quantised from (itself, for F16), and that with PyTorch.
 
     Raises IntegrityError at the first thing that is off: headers that describe different models, a tensor further from
@@ -89,7 +91,7 @@ def check_gguf(model_folder: Path, f16_file: Path, gguf_file: Path, gguf_type: G
     tokenizer = load_tokenizer(model_folder)
     texts = sample_texts(tokenizer)
     position_ids = _encode(tokenizer, texts[0], special=True)[:MAX_POSITIONS]
-    f16_logits, token_ids = _run(f16_file, tokenizer, texts, position_ids)
+    f16_logits, token_ids = _run(f16_file, tokenizer, texts, position_ids, threads)
     reference = reference_logits(model_folder, position_ids)
     f16_difference = float(np.abs(f16_logits.astype(np.float64) - reference).max())
     f16_error = relative_error(f16_logits, reference)
@@ -97,7 +99,7 @@ def check_gguf(model_folder: Path, f16_file: Path, gguf_file: Path, gguf_type: G
     _require(f16_error < F16_MAX_RELATIVE_ERROR, f16_file, "relative error of F16", f16_error, F16_MAX_RELATIVE_ERROR)
     logits = f16_logits
     if gguf_file != f16_file:
-        logits, token_ids = _run(gguf_file, tokenizer, texts, position_ids)
+        logits, token_ids = _run(gguf_file, tokenizer, texts, position_ids, threads)
     error, bound = relative_error(logits, f16_logits), MAX_RELATIVE_ERROR[gguf_type]
     _require(error < bound, gguf_file, f"relative error of {gguf_type} logits against F16", error, bound)
     return CheckReport(
@@ -141,12 +143,12 @@ def _encode(tokenizer: Any, text: str, *, special: bool) -> list[int]:
 
 
 def _run(
-    gguf_file: Path, tokenizer: Any, texts: tuple[str, ...], position_ids: list[int]
+    gguf_file: Path, tokenizer: Any, texts: tuple[str, ...], position_ids: list[int], threads: int | None
 ) -> tuple[NDArray[np.float32], int]:
     """(logits of `position_ids`, number of token ids compared)."""
     from karma_electric.engines.llama_cpp import LlamaCppEngine
 
-    engine = LlamaCppEngine(gguf_file, cache_type="f32")
+    engine = LlamaCppEngine(gguf_file, cache_type="f32", context_tokens=MAX_POSITIONS, threads=threads)
     try:
         compared = 0
         for text in texts:

@@ -41,7 +41,7 @@ def make_gguf(
 
     The folder is compared with its manifest, written as F16, quantised to `gguf_type`, and the file is compared with
     PyTorch, the F16 file and the Hugging Face tokenizer (see check.py). `name` becomes general.name. The disk needs
-    room for the F16 file beside `output` while it runs.
+    room for the F16 file beside `output` while it runs. `threads` None takes every core that this process may use.
 
     Raises IntegrityError for a folder that is not as its manifest says, or a file that fails the check; InputError for
     a model that cannot be written (see writer.py); SetupError when the quantiser fails.
@@ -57,7 +57,7 @@ def make_gguf(
             quantize_gguf(f16_file, temporary, gguf_type, threads)
         say(f"checking {gguf_type} against PyTorch and the tokenizer")
         with _errors_about(output, temporary, f16_file):
-            return check_gguf(model_folder, f16_file, temporary, gguf_type)
+            return check_gguf(model_folder, f16_file, temporary, gguf_type, threads)
 
 
 def quantize_gguf(source: Path, output: Path, gguf_type: str, threads: int | None) -> None:

@@ -19,8 +19,9 @@ def render_card(context: dict[str, Any]) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - Markdown from our own metrics, not HTML from outside
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.0f}%"
-    environment.filters["megabytes"] = lambda size_bytes: f"{size_bytes / 1e6:.1f} MB"
-    environment.filters["points"] = lambda value: f"{value:.2f}"
+    # float() of an undefined name says which name; a format would not.
+    environment.filters["percent"] = lambda share: f"{100 * float(share):.1f}".removesuffix(".0") + "%"
+    environment.filters["megabytes"] = lambda size_bytes: f"{float(size_bytes) / 1e6:.1f} MB"
+    environment.filters["points"] = lambda value: f"{float(value):.2f}"
     source = resources.files("karma_electric.release").joinpath("templates", TEMPLATE).read_text("utf-8")
     return environment.from_string(source).render(context)

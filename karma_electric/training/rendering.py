@@ -137,8 +137,8 @@ class ChatRenderer:
         part = self._encode(prefix)
         if ids[: len(part)] != part:
             raise InputError(
-                f"{where}: a token joins the end of a header and the answer after it; remove white space from the "
-                "start of the answer"
+                f"{where}: the tokens before an answer are others when the answer follows, so it would be learned in a "
+                "place where it never stands; remove white space from its start"
             )
         return len(part)
 

@@ -40,7 +40,7 @@ FLOATS = st.floats(-1e6, 1e6, width=32)
 @given(
     st.dictionaries(st.integers(1, 200), FLOATS, min_size=1, max_size=6),
     st.integers(1, 40),
-    st.floats(0.01, 1, width=32),
+    st.floats(0.0078125, 1, width=32),
     st.integers(0, 99),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

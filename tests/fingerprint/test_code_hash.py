@@ -44,7 +44,10 @@ SAME = {
     "another docstring of a coroutine": ('"""Wait."""', '"""Wait long."""'),
     "imports over several lines": ("import Path, PurePath", "import (\n    Path,\n    PurePath,\n)"),
     "quotes": ('way == "up"', "way == 'up'"),
-    "brackets": ("os.getpid() + self.SIZE", "(\n                os.getpid()\n                + self.SIZE\n            )"),
+    "brackets": (
+        "os.getpid() + self.SIZE",
+        "(\n                os.getpid()\n                + self.SIZE\n            )",
+    ),
     "spaces": ("SIZE = 3", "SIZE=3"),
     "a spelling of a number": ("SIZE = 3", "SIZE = 0x3"),
 }

@@ -61,7 +61,9 @@ def test_the_installed_packages_are_the_pinned_ones() -> None:
 
 def test_another_version_than_the_pinned_one_is_a_fault_of_the_environment(tmp_path: Path) -> None:
     installed = metadata.version("pydantic")
-    with pytest.raises(SetupError, match=f"pydantic is pinned at 0.1, but {installed} is installed; run `make install`"):
+    with pytest.raises(
+        SetupError, match=f"pydantic is pinned at 0.1, but {installed} is installed; run `make install`"
+    ):
         check_installed(pins(tmp_path, f"PyYAML=={metadata.version('PyYAML')}\npydantic==0.1\n"))
 
 
@@ -81,7 +83,9 @@ def test_pins_are_read_in_any_spelling(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("line", ["pyyaml>=6", "pyyaml", "pyyaml==6; python_version>'3'", "-e .", "a @ https://x/y.whl"])
+@pytest.mark.parametrize(
+    "line", ["pyyaml>=6", "pyyaml", "pyyaml==6; python_version>'3'", "-e .", "a @ https://x/y.whl"]
+)
 def test_a_line_that_pins_nothing_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(InputError, match=r"constraints\.txt:2: found .* expected name==version and nothing else"):
         read_constraints(pins(tmp_path, f"torch==2.13.0\n{line}\n"))

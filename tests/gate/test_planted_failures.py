@@ -302,8 +302,9 @@ def test_every_item_has_one_row_of_evidence_that_says_what_was_found() -> None:
 
 
 def suites_of_checks() -> list[list[Any]]:
-    one = [SHIPPED.reward_hacking, SHIPPED.nourishment, SHIPPED.paraphrase]
-    return [*one, SHIPPED.sexual_boundaries, SHIPPED.sexual_boundaries, SHIPPED.redteam, SHIPPED.redteam]
+    suites: list[list[Any]] = [SHIPPED.reward_hacking, SHIPPED.nourishment, SHIPPED.paraphrase]
+    suites += [SHIPPED.sexual_boundaries] * 2 + [SHIPPED.redteam] * 2
+    return suites
 
 
 def test_a_gate_says_the_same_twice() -> None:

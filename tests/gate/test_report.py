@@ -50,7 +50,8 @@ def table_cells(markdown: str) -> list[list[str]]:
 
 
 def result_of(*evidence: Evidence, **changes: Any) -> GateResult:
-    check = Check("redteam_capped", ">= 90%", n=12, passed=11, interval=Interval(0.6152, 0.9979), verdict="inconclusive")
+    interval = Interval(0.6152, 0.9979)
+    check = Check("redteam_capped", ">= 90%", n=12, passed=11, interval=interval, verdict="inconclusive")
     parts: dict[str, Any] = {"checks": [check], "evidence": list(evidence), "engine": IDENTITY, "subset": None}
     return GateResult(**(parts | changes))
 

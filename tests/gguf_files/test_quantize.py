@@ -57,7 +57,7 @@ def test_every_type_is_made_and_passes_its_check(
 ) -> None:
     said: list[str] = []
     output = tmp_path / "out" / f"tiny-{gguf_type}.gguf"
-    report = make_gguf(tiny_llama, output, gguf_type=gguf_type, name="tiny", report=said.append)
+    report = make_gguf(tiny_llama, output, gguf_type=gguf_type, name="tiny", threads=1, report=said.append)
     assert files_below(output.parent) == {output.name}
     assert output.stat().st_mode & 0o777 == 0o644
     assert tensor_named(output, "blk.0.ffn_up.weight")[0].type == stored
@@ -80,11 +80,11 @@ def test_other_shapes_pass_too(tiny_llama: Path, tmp_path: Path) -> None:
         rope_parameters=rope | {"original_max_position_embeddings": 64},
     )
     edit_json(untied / "tokenizer.json", use_llama3)
-    make_gguf(sealed(untied), tmp_path / "untied.gguf", gguf_type="Q8_0", name="tiny")
+    make_gguf(sealed(untied), tmp_path / "untied.gguf", gguf_type="Q8_0", name="tiny", threads=1)
     sharded = sealed(in_two_shards(tiny_llama, tmp_path / "sharded"))
-    make_gguf(sharded, tmp_path / "sharded.gguf", gguf_type="Q8_0", name="tiny")
+    make_gguf(sharded, tmp_path / "sharded.gguf", gguf_type="Q8_0", name="tiny", threads=1)
     (copy_of(tiny_llama, tmp_path / "plain") / "chat_template.jinja").unlink()
-    make_gguf(sealed(tmp_path / "plain"), tmp_path / "plain.gguf", gguf_type="F16", name="tiny")
+    make_gguf(sealed(tmp_path / "plain"), tmp_path / "plain.gguf", gguf_type="F16", name="tiny", threads=1)
 
 
 def test_a_folder_that_is_not_as_its_manifest_says_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_folder_that_is_not_as_its_manifest_says_is_refused(tiny_llama: Path, 
     output = tmp_path / "tiny.gguf"
     output.write_bytes(b"the last good file")
     with pytest.raises(IntegrityError, match=r"model\.safetensors: sha256 is") as caught:
-        make_gguf(model, output, gguf_type="F16", name="tiny")
+        make_gguf(model, output, gguf_type="F16", name="tiny", threads=1)
     assert caught.value.exit_code == 6
     (model / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match=r"manifest\.json"):
-        make_gguf(model, output, gguf_type="F16", name="tiny")
+        make_gguf(model, output, gguf_type="F16", name="tiny", threads=1)
     assert output.read_bytes() == b"the last good file"
 
 
@@ -105,7 +105,7 @@ def test_another_architecture_is_refused_by_name(tiny_llama: Path, tmp_path: Pat
     model = copy_of(tiny_llama, tmp_path / "model")
     edit_json(model / "config.json", lambda config: config.update(architectures=["Gemma3ForCausalLM"]))
     with pytest.raises(InputError, match="Gemma3ForCausalLM"):
-        make_gguf(sealed(model), tmp_path / "tiny.gguf", gguf_type="Q8_0", name="tiny")
+        make_gguf(sealed(model), tmp_path / "tiny.gguf", gguf_type="Q8_0", name="tiny", threads=1)
     assert files_below(tmp_path) == set()
 
 
@@ -145,7 +145,7 @@ def test_a_writer_with_a_fault_is_caught(
     monkeypatch.setattr(module, name, change)
     output = tmp_path / "tiny.gguf"
     with pytest.raises(IntegrityError, match=message) as caught:
-        make_gguf(sealed(model), output, gguf_type="Q8_0", name="tiny")
+        make_gguf(sealed(model), output, gguf_type="Q8_0", name="tiny", threads=1)
     assert str(caught.value).startswith(f"{output}: ")
     assert files_below(tmp_path) == set()
 
@@ -191,7 +191,7 @@ def test_a_damaged_quantised_file_is_caught(
 ) -> None:
     f16, q4 = made
     with pytest.raises(IntegrityError, match=message):
-        check_gguf(tiny_llama, f16, damaged(q4, tmp_path / "q4.gguf", fault), "Q4_K_M")
+        check_gguf(tiny_llama, f16, damaged(q4, tmp_path / "q4.gguf", fault), "Q4_K_M", threads=1)
 
 
 def test_the_logits_alone_catch_a_wrong_tensor(
@@ -205,14 +205,14 @@ def test_the_logits_alone_catch_a_wrong_tensor(
         overwrite(path, start, bytes(tensor.size_bytes))
     monkeypatch.setattr(check, "check_tensors", lambda *_: 0.0)
     with pytest.raises(IntegrityError, match="relative error of Q4_K_M logits against F16 is"):
-        check_gguf(tiny_llama, f16, path, "Q4_K_M")
+        check_gguf(tiny_llama, f16, path, "Q4_K_M", threads=1)
 
 
 def test_a_missing_tensor_is_caught(tiny_llama: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
     shorter = with_random_weights(tiny_llama, tmp_path / "shorter", num_hidden_layers=3)
     write_gguf(shorter, tmp_path / "f16.gguf", gguf_type="F16", name="tiny")
     with pytest.raises(IntegrityError, match=r"the key llama\.block_count is not that of"):
-        check_gguf(tiny_llama, made[0], tmp_path / "f16.gguf", "F16")
+        check_gguf(tiny_llama, made[0], tmp_path / "f16.gguf", "F16", threads=1)
 
 
 def test_the_relative_error_of_logits() -> None:
@@ -297,4 +297,4 @@ def test_the_check_measures_f16_against_pytorch_and_not_against_itself(tiny_llam
     write_gguf(tiny_llama, tmp_path / "f16.gguf", gguf_type="F16", name="tiny")
     other = with_random_weights(tiny_llama, tmp_path / "other")
     with pytest.raises(IntegrityError, match=r"F16 logits against PyTorch is .*expected below 0\.1"):
-        check_gguf(other, tmp_path / "f16.gguf", tmp_path / "f16.gguf", "F16")
+        check_gguf(other, tmp_path / "f16.gguf", tmp_path / "f16.gguf", "F16", threads=1)

@@ -80,7 +80,7 @@ def pair(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: Any
     edit_json(model / "tokenizer.json", add_tool)
     write_gguf(model, folder / "f16.gguf", gguf_type="F16", name="tiny")
     assert read_header(folder / "f16.gguf").metadata["tokenizer.ggml.pre"] == request.param
-    engine = LlamaCppEngine(folder / "f16.gguf")
+    engine = LlamaCppEngine(folder / "f16.gguf", threads=1)
     yield load_tokenizer(model), engine
     engine.close()
 

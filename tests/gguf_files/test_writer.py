@@ -34,7 +34,7 @@ ROPE = {
 
 
 def llama_cpp_logits(path: Path) -> NDArray[np.float32]:
-    engine = LlamaCppEngine(path, cache_type="f32")
+    engine = LlamaCppEngine(path, cache_type="f32", context_tokens=256, threads=1)
     try:
         logits: NDArray[np.float32] = engine.all_logits(TOKEN_IDS)
     finally:

@@ -32,9 +32,10 @@ def test_equal_probabilities_give_the_lower_score() -> None:
     tied[3] = tied[7] = -1.0
     result = evaluate(ScriptedEngine(scores=lambda prompt, response: tied), "Rate.", prompt="a", response="b")
     assert result.overall == 4
-    assert evaluate(
-        ScriptedEngine(scores=lambda prompt, response: [-2.3] * 10), "Rate.", prompt="a", response="b"
-    ).overall == 1
+    assert (
+        evaluate(ScriptedEngine(scores=lambda prompt, response: [-2.3] * 10), "Rate.", prompt="a", response="b").overall
+        == 1
+    )
 
 
 def test_log_probabilities_of_any_size_are_normalised() -> None:

@@ -24,7 +24,7 @@ def stored(database: Path) -> list[dict[str, Any]]:
 
 
 def test_every_column_is_stored(database: Path) -> None:
-    columns = {
+    columns: dict[str, Any] = {
         "status": "rejected", "hermes_score": 0, "hermes_evaluation": "thin", "rejection_reason": "too short",
         "template_flag": "greeting", "scored_at": "2026-01-01", "notes": "  ", "reasoning": "r", "tier": "gold",
         "role": "reward-evaluator",

@@ -1,0 +1,124 @@
+"""The gate on a real model: a tiny random Llama in llama.cpp, with a real axis file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from karma_electric.axis.gguf_writer import write_axis_gguf
+from karma_electric.canonical import readable_json
+from karma_electric.errors import InputError, IntegrityError
+from karma_electric.gate.params import GateParams
+from karma_electric.gate.run import run_gate
+from karma_electric.gguf_files.quantize import make_gguf
+from karma_electric.integrity import sha256_file
+from tests.gate.test_planted_failures import CHECKS, PARAMS
+from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES, good_suites, write_suites
+
+PROMPTS = REPOSITORY / "data" / "prompts"
+HIDDEN_SIZE = 256  # of the tiny Llama
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The two files that a gate judges."""
+
+    model: Path
+    axis: Path
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Judged:
+    folder = tmp_path_factory.mktemp("judged")
+    model, axis = folder / "tiny-v0-Q8_0.gguf", folder / "bodhisattva_axis_v0.gguf"
+    make_gguf(tiny_llama, model, gguf_type="Q8_0", name="tiny-v0", threads=1)
+    directions = np.random.default_rng(0).normal(size=(2, HIDDEN_SIZE)).astype(np.float32)
+    write_axis_gguf(
+        axis,
+        {2: directions[0], 3: directions[1]},
+        {2: 0.0, 3: 0.0},
+        alpha=1.0,
+        model_type="llama",
+        identity={"model": "tiny"},
+    )
+    return Judged(model, axis)
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """llama.cpp's threads wait for each other in a loop: on a busy machine two are many times slower than one."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+def small(**changes: Any) -> GateParams:
+    return PARAMS.model_copy(update={"items_per_check": 1, "answer_tokens": 8, **changes})
+
+
+def run(judged: Judged, folder: Path, *, suites: Path = SHIPPED_SUITES, params: GateParams | None = None) -> str:
+    """Run the gate as the stage does; the metrics as the stage writes them."""
+    result = run_gate(
+        judged.model,
+        judged.axis,
+        suites=suites,
+        persona_prompt=PROMPTS / "persona.txt",
+        evaluator_prompt=PROMPTS / "evaluator.txt",
+        evidence=folder / "gate.jsonl",
+        report_markdown=folder / "gate.md",
+        params=params or small(),
+        report=lambda line: None,
+    )
+    return readable_json(result.as_metrics())
+
+
+def test_the_same_files_give_the_same_bytes_of_evidence_report_and_metrics(judged: Judged, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    metrics = run(judged, first)
+    assert run(judged, second) == metrics
+    for name in ("gate.jsonl", "gate.md"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    found = json.loads(metrics)
+    assert found["judged"]["weights_sha256"] == sha256_file(judged.model)
+    assert found["judged"]["axis_sha256"] == sha256_file(judged.axis)
+    assert found["judged"]["engine"] == "llama.cpp"
+    assert found["verdict"] in ("fail", "inconclusive")
+    assert {name: check["n"] for name, check in found["checks"].items()} == dict.fromkeys(CHECKS, 1)
+    rows = [json.loads(line) for line in (first / "gate.jsonl").read_text("utf-8").splitlines()]
+    assert [row["check"] for row in rows] == CHECKS
+    for row in rows[3:]:
+        assert (row["detail"]["positions"] > 0) == row["check"].endswith("_capped")
+    answers = {row["check"]: row["detail"]["answers"] for row in rows[3:]}
+    assert answers["redteam_capped"] != answers["redteam_uncapped"]  # a ceiling of 0 moves a random model
+
+
+def test_a_missing_suite_is_said_before_the_model_is_looked_at(tmp_path: Path) -> None:
+    suites = write_suites(tmp_path / "suites", good_suites())
+    (suites / "redteam.jsonl").unlink()
+    nothing = Judged(tmp_path / "no-model.gguf", tmp_path / "no-axis.gguf")
+    with pytest.raises(InputError, match=r"redteam\.jsonl: cannot be read"):
+        run(nothing, tmp_path, suites=suites)
+    assert not (tmp_path / "gate.jsonl").exists()
+
+
+def test_a_missing_axis_is_said_before_the_model_is_loaded(judged: Judged, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no-axis\.gguf"):
+        run(Judged(tmp_path / "no-model.gguf", tmp_path / "no-axis.gguf"), tmp_path)
+
+
+def test_an_axis_of_another_model_is_an_error_and_leaves_no_files(judged: Judged, tmp_path: Path) -> None:
+    axis = tmp_path / "axis.gguf"
+    write_axis_gguf(
+        axis, {2: np.ones(128, np.float32)}, {2: 0.0}, alpha=1.0, model_type="llama", identity={"model": "other"}
+    )
+    with pytest.raises((InputError, IntegrityError), match="128"):
+        run(Judged(judged.model, axis), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

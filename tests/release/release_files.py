@@ -1,0 +1,133 @@
+"""The inputs of a small release on disk: real manifests and a real GGUF header, invented numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from karma_electric.engines.protocol import EngineIdentity
+from karma_electric.gate.intervals import Interval
+from karma_electric.gate.report import gate_report
+from karma_electric.gate.results import Check, Evidence, GateResult
+from karma_electric.integrity import sha256_file, write_manifest
+from karma_electric.release.build import ReleaseInputs
+from karma_electric.release.params import ReleaseParams
+
+CHATML = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}{% endfor %}"
+PARAMS = ReleaseParams.model_validate(
+    {"name": "tiny", "version": "v8", "date": "2026-11-21", "title": "Tiny", "languages": ["en", "cs"]}
+)
+
+
+def write_gguf_header(path: Path, chat_template: str | None = CHATML, seed: int = 0) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
+    writer.add_tensor("token_embd.weight", np.full(32, seed, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), "utf-8")
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def adapter(folder: Path, data: bytes) -> Path:
+    write_bytes(folder / "adapter_model.safetensors", data)
+    write_bytes(folder / "adapter_config.json", b"{}")
+    write_manifest(folder, {"kind": "adapter"})
+    return folder
+
+
+def gate_of(gguf_file: Path, axis: Path, verdict: str = "inconclusive") -> GateResult:
+    identity = EngineIdentity("llama.cpp", "b1", sha256_file(gguf_file), sha256_file(axis))
+    check: Any = Check("reward_hacking", ">= 90%", 12, 12, Interval(0.7354, 1.0), verdict)  # type: ignore[arg-type]
+    return GateResult([check], [Evidence("reward_hacking", "a-1", "b", True, {})], identity, None)
+
+
+def make_inputs(folder: Path) -> ReleaseInputs:
+    """A release of two quantisations, sets v6 to v9, and adapters of v6 and v8."""
+    models, metrics, sets = folder / "models", folder / "metrics", folder / "sets"
+    for name in ("base", "merged", "gguf", "axis"):
+        (models / name).mkdir(parents=True)
+    write_bytes(models / "base" / "config.json", b"{}")
+    base = {"source": "package", "repo": "org/small", "sha256": "c" * 64, "license": "apache-2.0", "n_layers": 30}
+    write_manifest(models / "base", base)
+    write_bytes(models / "merged" / "model.safetensors", b"merged")
+    write_manifest(models / "merged", base | {"kind": "merged"})
+    gguf_files = {
+        kind: write_gguf_header(models / "gguf" / f"tiny-v8-{kind}.gguf", seed=number)
+        for number, kind in enumerate(("Q8_0", "Q4_K_M"))
+    }
+    names = ("bodhisattva_axis_v8.gguf", "bodhisattva_axis_v8.pt", "axis.safetensors", "projections.safetensors")
+    axis_files = tuple(write_bytes(models / "axis" / name, name.encode()) for name in names)
+    gate = gate_of(gguf_files["Q8_0"], axis_files[0])
+    (folder / "gate.md").write_text(gate_report(gate), "utf-8")
+    sources = {"v6": "data/training.db", "v7": "data/sets/v6.jsonl", "v8": "data/sets/v7.jsonl", "v9": "data/v8.jsonl"}
+    manifests = {
+        name: write_json(sets / f"{name}.manifest.json", {"rows": 10 + number, "root_sha256": str(number) * 64})
+        for number, name in enumerate(sources)
+    }
+    train = {"rows": 64, "tokens": 9000, "steps": 16, "final_loss": 2.5}
+    acap = {"alpha": 1.0, "first_layer": 20, "last_layer": 26, "firing_rate_persona": 0.25}
+    return ReleaseInputs(
+        base_manifest=models / "base" / "manifest.json",
+        merged=models / "merged",
+        adapters={name: adapter(models / "adapters" / name, name.encode()) for name in ("v6", "v8", "blend")},
+        gguf_files=gguf_files,
+        judged_type="Q8_0",
+        axis_files=axis_files,
+        axis_stats=write_json(models / "axis" / "axis_stats_v8.json", {"n_layers": 30}),
+        set_manifests=manifests,
+        set_sources=sources,
+        train_metrics={name: write_json(metrics / "train" / f"{name}.json", train) for name in ("v6", "v8")},
+        metrics={
+            "interpolate": write_json(
+                metrics / "interpolate.json", {"method": "exact", "alpha": 0.3, "factor_rule_error": 0.55}
+            ),
+            "merge": write_json(metrics / "merge.json", {}),
+            "acap": write_json(metrics / "acap.json", acap),
+            "gate": write_json(metrics / "gate.json", gate.as_metrics()),
+        },
+        gate_report=folder / "gate.md",
+        evidence=write_bytes(models / "evidence" / "gate.jsonl", b"{}\n"),
+        versions=write_versions(folder / "versions.yaml"),
+        persona_prompt=write_bytes(folder / "persona.txt", b"You are kind.\n"),
+    )
+
+
+def write_versions(path: Path) -> Path:
+    entry = "  - {version: v1, examples: 912, loss: 0.96, redteam_rate: null, change: first fine-tune}\n"
+    path.write_text("versions:\n" + entry, "utf-8")
+    return path
+
+
+def input_files(inputs: ReleaseInputs) -> Iterator[Path]:
+    """Every file that a release is made of, but for those inside the adapters' folders and the prompt."""
+    yield inputs.base_manifest
+    yield inputs.merged / "manifest.json"
+    yield from (folder / "manifest.json" for folder in inputs.adapters.values())
+    yield from inputs.gguf_files.values()
+    yield from inputs.axis_files
+    yield inputs.axis_stats
+    yield from inputs.set_manifests.values()
+    yield from inputs.train_metrics.values()
+    yield from (path for name, path in inputs.metrics.items() if name != "merge")
+    yield inputs.gate_report
+    yield inputs.evidence

@@ -1,0 +1,65 @@
+"""Orphans, with real process trees: a parent is killed and reaped before its child is asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from karma_electric.training.starter import Starter
+
+CHILD = """
+import os
+from karma_electric.training.starter import Starter
+starter = Starter()
+with open({answers}, "w") as answers, open({questions}) as questions:
+    for _ in range(2):
+        print(starter.is_alive(), file=answers, flush=True)
+        questions.readline()
+"""
+PARENT = """
+import subprocess, sys
+subprocess.run({command!r})
+"""
+
+
+def test_a_process_with_its_parent_is_no_orphan() -> None:
+    starter = Starter()
+    assert starter.is_alive()
+    starter.require("train")
+
+
+@pytest.fixture
+def pipes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    answers, questions = tmp_path / "answers", tmp_path / "questions"
+    os.mkfifo(answers)
+    os.mkfifo(questions)
+    yield answers, questions
+
+
+@pytest.mark.parametrize("shell", [False, True], ids=["its parent", "the process above its shell"])
+def test_an_orphan_knows(pipes: tuple[Path, Path], shell: bool) -> None:
+    answers, questions = pipes
+    child = [sys.executable, "-c", CHILD.format(answers=repr(str(answers)), questions=repr(str(questions)))]
+    command = ["sh", "-c", '"$@"; true', "sh", *child] if shell else child
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(command=command)])
+    with answers.open() as heard:
+        assert heard.readline() == "True\n"
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        with questions.open("w") as asked:
+            ask(asked)
+            assert heard.readline() == "False\n"
+            ask(asked)
+            assert heard.read() == ""  # the child has ended
+
+
+def ask(stream: IO[str]) -> None:
+    stream.write("\n")
+    stream.flush()
