@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,17 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> Non
     assert next(rows) == (1, {"a": 12})
     with pytest.raises(InputError, match=r"rows\.jsonl:2: the line is longer than 9 bytes"):
         next(rows)
+
+
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"x" * 8_000_000)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="longer than 1000 bytes"):
+        next(read_json_lines(file, max_line_bytes=1000))
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

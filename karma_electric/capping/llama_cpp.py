@@ -144,5 +144,3 @@ def check_fit(cap: Cap, *, hidden_size: int, blocks: int) -> None:
                 f"layer {layer}: the direction has shape {direction.shape}, the model's hidden size is {hidden_size}; "
                 "use the axis of this model"
             )
-        if not np.isfinite(direction).all():
-            raise InputError(f"layer {layer}: the direction is not finite; extract the axis again")

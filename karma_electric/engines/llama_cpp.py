@@ -21,7 +21,7 @@ from karma_electric.capping.llama_cpp import FORCING_TAU, CapCallback, check_fit
 from karma_electric.conversation import Message
 from karma_electric.engines.chat_template import ChatTemplate
 from karma_electric.engines.llama_cpp_binding import BUILD
-from karma_electric.engines.llama_cpp_context import CHUNK_TOKENS, CacheType, LlamaCppContext
+from karma_electric.engines.llama_cpp_context import BATCH_TOKENS, CacheType, LlamaCppContext
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 from karma_electric.engines.option_scores import score_options
 from karma_electric.engines.protocol import EngineIdentity, Generation
@@ -64,7 +64,7 @@ class LlamaCppEngine:
         self._cap = cap
         self._axis_sha256 = axis_sha256
         self.context_tokens = min(context_tokens, self._model.trained_context_tokens)
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or _available_cores()
         self._cache_type: CacheType = cache_type
         self._contexts: dict[bool, LlamaCppContext] = {}  # capped -> context, made when first needed
         self._template: ChatTemplate | None = None
@@ -195,7 +195,7 @@ class LlamaCppEngine:
         if self._cap is None:
             raise InputError(f"{model.path}: capped answers need a cap; give the engine an axis file")
         callback = CapCallback(
-            model.library, self._cap, hidden_size=model.hidden_size, blocks=model.blocks, max_rows=CHUNK_TOKENS
+            model.library, self._cap, hidden_size=model.hidden_size, blocks=model.blocks, max_rows=BATCH_TOKENS
         )
         context = self._new_context(model, callback)
         _prove_effect(context, callback, layers=len(self._cap.layers))
@@ -233,6 +233,10 @@ class LlamaCppEngine:
                 f"{what} tokens make {tokens}, expected at most {self.context_tokens} of context; shorten it, or raise "
                 f"context_tokens (this model: up to {self._model.trained_context_tokens})"
             )
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prove_effect(context: LlamaCppContext, callback: CapCallback, *, layers: int) -> None:

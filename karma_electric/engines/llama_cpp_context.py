@@ -5,15 +5,16 @@ row goes through other code than one of several. So a prompt is always cut in th
 from its start, then one batch of what is left (1 to CHUNK_TOKENS tokens). Whole chunks that another prompt shares are
 kept; the rest is decoded again. Generated tokens are never kept.
 
-Flash attention is off: with it the shape matters more, and on a CPU it is no faster. Measured on build b11549, with the
-same prompt as F32, F16, Q8_0, Q4_1 and Q4_K_M: logits are the same bits whatever was in memory before, and for 1, 2 and
-3 threads.
+Flash attention is off: with it the shape matters more, and on a CPU it is no faster. Measured on build b11549 with one
+model as F32, F16, Q8_0, Q4_1 and Q4_K_M: the logits of a prompt are the same bits whatever was in memory before, and
+for 1, 2 and 3 threads.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -25,12 +26,25 @@ from karma_electric.engines.llama_cpp_model import LlamaCppModel
 from karma_electric.engines.protocol import CapActivity
 from karma_electric.errors import IntegrityError, SetupError
 
-CHUNK_TOKENS = 32  # a CPU is as fast on 32 rows as on 512, and less is decoded again
+CHUNK_TOKENS = 16  # a CPU is nearly as fast on 16 rows as on 512, and few tokens are decoded twice
+BATCH_TOKENS = 64  # of a batch of branches
+MAX_BRANCHES = 31
 
 CacheType = Literal["f16", "f32"]
 Wanted = Literal["none", "last", "all"]
+TokenPath = tuple[int, ...]
 
 _CACHE_TYPES = {"f16": binding.GGML_TYPE_F16, "f32": binding.GGML_TYPE_F32}
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One token of a batch. Sequence 0 is the one in memory, others are branches of it."""
+
+    token: int
+    position: int
+    sequences: tuple[int, ...]
+    wanted: bool  # whether its logits are read
 
 
 class LlamaCppContext:
@@ -44,7 +58,9 @@ class LlamaCppContext:
         self._cap = cap
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = context_tokens
-        parameters.n_batch = parameters.n_ubatch = CHUNK_TOKENS
+        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+        parameters.n_seq_max = 1 + MAX_BRANCHES
+        parameters.kv_unified = True
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.type_k = parameters.type_v = _CACHE_TYPES[cache_type]
         parameters.flash_attn_type = binding.FLASH_ATTENTION_DISABLED
@@ -81,7 +97,7 @@ class LlamaCppContext:
         self.rewind(kept)
         for start in range(kept, chunked, CHUNK_TOKENS):
             self._read_chunk(token_ids[start : start + CHUNK_TOKENS], "none")
-        logits: NDArray[np.float32] = self._decode(token_ids[chunked:], "last")[0]
+        logits: NDArray[np.float32] = self._append(token_ids[chunked:], "last")[0]
         return logits
 
     def read_all(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -92,13 +108,42 @@ class LlamaCppContext:
         for start in range(0, chunked, CHUNK_TOKENS):
             end = start + CHUNK_TOKENS
             logits[start:end] = self._read_chunk(token_ids[start:end], "all")
-        logits[chunked:] = self._decode(token_ids[chunked:], "all")
+        logits[chunked:] = self._append(token_ids[chunked:], "all")
         return logits
 
     def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Decode tokens behind the sequence in memory; the logits after each: (tokens, vocab_size)."""
         parts = range(0, len(token_ids), CHUNK_TOKENS)
-        return np.concatenate([self._decode(token_ids[start : start + CHUNK_TOKENS], "all") for start in parts])
+        return np.concatenate([self._append(token_ids[start : start + CHUNK_TOKENS], "all") for start in parts])
+
+    def branch(self, paths: Sequence[TokenPath]) -> dict[TokenPath, NDArray[np.float32]]:
+        """The logits after every leading part of every path, as continuations of the sequence in memory.
+
+        The memory is left as it was. Branches are decoded together, each token attending to its own path only.
+        """
+        found: dict[TokenPath, NDArray[np.float32]] = {}
+        for path in (path for path in paths if len(path) > BATCH_TOKENS):
+            start = self.length
+            found |= {path[: index + 1]: row for index, row in enumerate(self.extend(path))}
+            self.rewind(start)
+        for group in group_paths([path for path in paths if len(path) <= BATCH_TOKENS]):
+            nodes = leading_parts(group)
+            rows = [
+                _Row(
+                    token=node[-1],
+                    position=self.length + len(node) - 1,
+                    sequences=tuple(number for number, path in enumerate(group, 1) if path[: len(node)] == node),
+                    wanted=True,
+                )
+                for node in nodes
+            ]
+            for number in range(1, len(group) + 1):
+                self._library.llama_memory_seq_cp(self._memory, 0, number, -1, -1)
+            logits, _ = self._decode(rows)
+            found |= dict(zip(nodes, logits, strict=True))
+            for number in range(1, len(group) + 1):
+                self._library.llama_memory_seq_rm(self._memory, number, -1, -1)
+        return found
 
     def rewind(self, length: int) -> None:
         """Forget the tokens from position `length` on, which must be the end of a batch."""
@@ -122,38 +167,47 @@ class LlamaCppContext:
             self._library.llama_free(pointer)
 
     def _read_chunk(self, token_ids: Sequence[int], wanted: Wanted) -> NDArray[np.float32]:
-        logits = self._decode(token_ids, wanted)
+        logits = self._append(token_ids, wanted)
         self._chunk_ids.extend(token_ids)
         return logits
 
-    def _decode(self, token_ids: Sequence[int], wanted: Wanted) -> NDArray[np.float32]:
-        """Decode at most CHUNK_TOKENS tokens in one batch; the wanted logits, (0, 1 or tokens, vocab_size)."""
-        count = len(token_ids)
+    def _append(self, token_ids: Sequence[int], wanted: Wanted) -> NDArray[np.float32]:
+        """Decode one batch behind the sequence in memory; the wanted logits, (0, 1 or tokens, vocab_size)."""
+        start, last = self.length, len(token_ids) - 1
+        rows = [
+            _Row(token, start + index, (0,), wanted == "all" or (wanted == "last" and index == last))
+            for index, token in enumerate(token_ids)
+        ]
+        logits, activity = self._decode(rows)
+        self._batches.append((start + len(rows), activity))
+        return logits
+
+    def _decode(self, rows: Sequence[_Row]) -> tuple[NDArray[np.float32], CapActivity]:
+        """Decode one batch: (the wanted logits, (wanted rows, vocab_size); the cap's activity in it)."""
+        wanted = [index for index, row in enumerate(rows) if row.wanted]
+        logits = np.empty((len(wanted), self._model.vocab_size), np.float32)
         try:
-            activity = self._run(token_ids, wanted)
-            wanted_rows = {"none": range(0), "last": range(count - 1, count), "all": range(count)}[wanted]
-            logits = np.empty((len(wanted_rows), self._model.vocab_size), np.float32)
-            for index, row in enumerate(wanted_rows):
-                logits[index] = self._logits(row)
+            activity = self._run(rows)
+            for place, index in enumerate(wanted):
+                logits[place] = self._logits(index)
         except BaseException:
             self.forget()  # what is in memory may be half of a batch, or uncapped
             raise
-        self._batches.append((self.length + count, activity))
-        return logits
+        return logits, activity
 
-    def _run(self, token_ids: Sequence[int], wanted: Wanted) -> CapActivity:
-        count, start = len(token_ids), self.length
-        sequence = ctypes.pointer(ctypes.c_int32(0))
-        flags = [int(self._all_outputs or wanted == "all")] * count
-        flags[-1] |= wanted == "last"
+    def _run(self, rows: Sequence[_Row]) -> CapActivity:
+        count = len(rows)
+        sequences = [(ctypes.c_int32 * len(row.sequences))(*row.sequences) for row in rows]
         batch = binding.Batch(
             n_tokens=count,
-            token=(ctypes.c_int32 * count)(*token_ids),
+            token=(ctypes.c_int32 * count)(*(row.token for row in rows)),
             embd=None,
-            pos=(ctypes.c_int32 * count)(*range(start, start + count)),
-            n_seq_id=(ctypes.c_int32 * count)(*[1] * count),
-            seq_id=(ctypes.POINTER(ctypes.c_int32) * count)(*[sequence] * count),
-            logits=(ctypes.c_int8 * count)(*flags),
+            pos=(ctypes.c_int32 * count)(*(row.position for row in rows)),
+            n_seq_id=(ctypes.c_int32 * count)(*(len(row.sequences) for row in rows)),
+            seq_id=(ctypes.POINTER(ctypes.c_int32) * count)(
+                *(ctypes.cast(each, ctypes.POINTER(ctypes.c_int32)) for each in sequences)
+            ),
+            logits=(ctypes.c_int8 * count)(*(self._all_outputs or row.wanted for row in rows)),
         )
         if self._cap is not None:
             self._cap.begin(count)
@@ -163,7 +217,7 @@ class LlamaCppContext:
             self._cap.raise_error()
         if code != 0:
             raise IntegrityError(
-                f"{self._model.path}: llama_decode returned {code} for {count} tokens at position {start} "
+                f"{self._model.path}: llama_decode returned {code} for {count} tokens at position {rows[0].position} "
                 f"({binding.recent_errors() or 'no reason given'})"
             )
         return CapActivity(0, 0) if self._cap is None else self._cap.finish()
@@ -190,6 +244,24 @@ def common_length(sequences: Sequence[Sequence[int]]) -> int:
             break
         length += 1
     return length
+
+
+def leading_parts(paths: Sequence[TokenPath]) -> list[TokenPath]:
+    """Every leading part of every path, once, shorter ones first."""
+    parts = {path[:length] for path in paths for length in range(1, len(path) + 1)}
+    return sorted(parts, key=lambda part: (len(part), part))
+
+
+def group_paths(paths: Sequence[TokenPath]) -> Iterator[list[TokenPath]]:
+    """The paths in groups that fit into one batch of branches. No path is longer than BATCH_TOKENS."""
+    group: list[TokenPath] = []
+    for path in paths:
+        if len(group) == MAX_BRANCHES or len(leading_parts([*group, path])) > BATCH_TOKENS:
+            yield group
+            group = []
+        group.append(path)
+    if group:
+        yield group
 
 
 def _whole_chunks(count: int) -> int:

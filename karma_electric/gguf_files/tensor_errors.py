@@ -49,7 +49,7 @@ def check_tensors(f16_file: Path, gguf_file: Path) -> float:
         found = read_rows(gguf_file, header, tensor, rows)
         original = read_rows(f16_file, base, originals[tensor.name], rows)
         error = _relative(found, original)
-        if error > MAX_TENSOR_ERROR[tensor.type]:  # not: NaN is beyond every bound
+        if not error <= MAX_TENSOR_ERROR[tensor.type]:  # not: NaN is beyond every bound
             raise IntegrityError(
                 f"{gguf_file}: tensor {tensor.name} ({tensor.type}) has a relative error of {error:.4g} against F16, "
                 f"expected at most {MAX_TENSOR_ERROR[tensor.type]:g}; quantise again"

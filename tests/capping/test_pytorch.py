@@ -346,6 +346,7 @@ def test_a_layer_that_runs_twice_or_alone_is_an_error(tiny_llama: Path, cap: Cap
     model = _load(tiny_llama, torch.float32)
     decoder = decoder_blocks(model).decoder
     with capped(model, cap):
+        _logits(model, input_ids=PROMPT)
         with pytest.raises(IntegrityError, match="outside"):
             decoder.forward(input_ids=PROMPT)
         decoder.layers[3] = decoder.layers[2]

@@ -78,7 +78,6 @@ def test_lock_without_a_lock_file_or_a_repository_is_one_line(
     assert line == "dvc.lock: not in the last commit, so there is nothing to compare with; commit it"
 
 
-@pytest.mark.skipif(not (ROOT / "karma_electric/base_model/folder.py").exists(), reason="folder.py is not there yet")
 def test_hash_pins_a_folder(tiny_llama: Path, tmp_path: Path) -> None:
     done = karma("hash", tiny_llama, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -171,8 +171,6 @@ def test_an_export_depends_on_no_machine_learning_library() -> None:
 
 
 def test_thresholds_do_not_depend_on_the_trainer() -> None:
-    if not (ROOT / "karma_electric/axis/calibration.py").exists():
-        pytest.skip("axis/calibration.py is not there yet")
     closure = import_closure(ROOT, "stages.calibrate_thresholds")
     assert not {"trl", "peft", "bitsandbytes", "datasets", "accelerate"} & closure.third_party
 

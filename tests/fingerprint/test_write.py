@@ -58,7 +58,7 @@ def test_a_comment_changes_no_fingerprint_and_a_constant_only_those_that_reach_i
 def test_package_data_count_by_bytes(tmp_path: Path) -> None:
     root, card = tree(tmp_path), tmp_path / "karma_electric/a/card.jinja"
     before = fingerprint(root, "stages.s"), fingerprint(root, "stages.t")
-    card.write_text("Hello {{ name }} \n")
+    card.write_text("hello {{ name }}\n")  # as long as before
     assert fingerprint(root, "stages.s") != before[0]
     assert fingerprint(root, "stages.t") == before[1]
     card.rename(card.with_name("other.jinja"))

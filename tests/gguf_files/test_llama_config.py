@@ -45,6 +45,16 @@ def test_the_tiny_models_sizes(config_folder: Path) -> None:
     assert config.rope_factors is None
 
 
+def test_what_is_not_stated_follows_as_in_transformers(config_folder: Path) -> None:
+    change(config_folder, num_attention_heads=8)
+    unstated = ("head_dim", "num_key_value_heads", "rope_parameters", "tie_word_embeddings")
+    edit_json(config_folder / "config.json", lambda config: [config.pop(key, None) for key in unstated])
+    ours, theirs = read_llama_config(config_folder), HuggingFaceConfig.from_pretrained(config_folder)
+    assert (ours.head_size, ours.key_value_heads) == (theirs.head_dim, theirs.num_key_value_heads) == (32, 8)
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.tied_embeddings == theirs.tie_word_embeddings
+
+
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling", "rope_scaling with type"])
 def test_llama3_factors_are_those_of_transformers(config_folder: Path, spelling: str) -> None:
     change(config_folder, head_dim=128, max_position_embeddings=131_072)

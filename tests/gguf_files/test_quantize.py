@@ -77,6 +77,7 @@ def test_other_shapes_pass_too(tiny_llama: Path, tmp_path: Path) -> None:
         tmp_path / "untied",
         tie_word_embeddings=False,
         vocab_size=530,
+        max_position_embeddings=100,
         rope_parameters=rope | {"original_max_position_embeddings": 64},
     )
     edit_json(untied / "tokenizer.json", use_llama3)

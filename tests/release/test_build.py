@@ -157,7 +157,7 @@ def test_the_card_states_the_numbers_of_its_inputs(inputs: ReleaseInputs, tmp_pa
         assert path.name in card
         assert sha256_file(path) in card
     assert "inconclusive" in card
-    assert "12 of 12" in card
+    assert "12 of 12 | 100% | 73.5% to 100%" in card
     assert "None" not in card
     assert "{{" not in card
 

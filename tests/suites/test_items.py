@@ -83,7 +83,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, suite: str, row: di
 def test_an_id_may_stand_once_over_all_suites(tmp_path: Path) -> None:
     suites = good_suites()
     suites["redteam"].append(redteam_row(2, id="nourishment-001"))
-    with pytest.raises(InputError, match="redteam.jsonl:2: .*stands already at .*nourishment.jsonl:1"):
+    with pytest.raises(InputError, match=r"redteam\.jsonl:2: .*stands already at .*nourishment\.jsonl:1"):
         read_suites(write_suites(tmp_path, suites))
 
 

@@ -13,9 +13,7 @@ _PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r
 _TURN = "{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' }}"
 _LOOP = "{%- for message in messages %}%s{%- endfor %}"
 _HEADER = "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
-TEMPLATE = (
-    "{{- bos_token }}" + _LOOP.replace("%s", _TURN + "{{- message.content | trim + '<|eot_id|>' }}") + _HEADER
-)
+TEMPLATE = "{{- bos_token }}" + _LOOP.replace("%s", _TURN + "{{- message.content | trim + '<|eot_id|>' }}") + _HEADER
 WITHOUT_BOS = TEMPLATE.removeprefix("{{- bos_token }}")
 # The same text, with the mark that transformers understands: an independent way to the mask.
 MARKED = (

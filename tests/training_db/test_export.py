@@ -76,12 +76,12 @@ def test_only_accepted_rows_in_the_order_of_category_and_id(sets: Sets) -> None:
     import_rows(
         sets.database,
         [
-            *({**found, "id": found["category"] + found["id"]} for found in rows),
+            *({**found, "id": found["id"] + found["category"]} for found in rows),
             *(row(status, status=status) for status in ("rejected", "pending", "archived")),
         ],
     )
     sets.export()
-    assert sets.ids() == ["B1", "B10", "B2", "a1", "a10", "a2", "z1", "z10", "z2", "č1", "č10", "č2"]
+    assert sets.ids() == ["10B", "1B", "2B", "10a", "1a", "2a", "10z", "1z", "2z", "10č", "1č", "2č"]
 
 
 def test_system_turns_are_replaced_by_the_prompt_of_the_row_s_role(sets: Sets) -> None:

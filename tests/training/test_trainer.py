@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from karma_electric.errors import SetupError
+from karma_electric.training.build import all_cores, build_trainer, check_labels, memory_errors
+from karma_electric.training.rendering import IGNORED_LABEL, RenderedExample, render_examples
+from karma_electric.training.trainer import AssistantLossTrainer, LossCurve, check_batches
+from tests.training.sets import examples, recipe, write_set
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def rendered(tiny_llama: Path) -> list[RenderedExample]:
+    return render_examples(examples(8), AutoTokenizer.from_pretrained(tiny_llama), max_length=128, where="set")
+
+
+def build(base: Path, rows: list[RenderedExample], scratch: Path, **changes: Any) -> AssistantLossTrainer:
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    return build_trainer(base, tokenizer, rows, recipe(**changes), scratch, LossCurve(lambda _: None))
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny_llama: Path, rendered: list[RenderedExample], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build(tiny_llama, rendered, tmp_path_factory.mktemp("trainer"), epochs=1)
+
+
+def test_the_base_is_nf4_with_double_quantisation_and_bf16_compute(trainer: AssistantLossTrainer) -> None:
+    layer = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    state = layer.weight.quant_state
+    assert (state.quant_type, state.nested, layer.compute_dtype) == ("nf4", True, torch.bfloat16)
+    trainable = {name for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    assert type(trainer.create_optimizer()).__module__.startswith(("bitsandbytes", "accelerate"))
+    assert trainer.args.optim == "paged_adamw_8bit"
+
+
+def test_the_loss_is_trl_s(trainer: AssistantLossTrainer) -> None:
+    """The same number, and the same gradients, as the head that scores every position."""
+    batch = next(iter(trainer.get_train_dataloader()))
+    parameters = [value for value in trainer.model.parameters() if value.requires_grad]
+    results = []
+    for compute in (AssistantLossTrainer.compute_loss, SFTTrainer.compute_loss):
+        trainer.model.zero_grad()
+        for count in (None, torch.tensor(30)):
+            loss = compute(trainer, trainer.model, dict(batch), num_items_in_batch=count)
+            loss.backward()
+            results.append(float(loss.detach()))
+        results.append(torch.cat([p.grad.flatten().float() for p in parameters if p.grad is not None]))
+    ours, scaled, our_gradient, theirs, theirs_scaled, their_gradient = results
+    assert ours == pytest.approx(theirs, rel=2e-3)
+    assert scaled == pytest.approx(theirs_scaled, rel=2e-3)
+    assert torch.cosine_similarity(our_gradient, their_gradient, dim=0) > 0.999
+    assert float(our_gradient.norm()) == pytest.approx(float(their_gradient.norm()), rel=0.02)
+
+
+def test_the_microbatch_does_not_change_the_step(
+    tiny_llama: Path, rendered: list[RenderedExample], tmp_path: Path
+) -> None:
+    losses = []
+    for size in (1, 4):
+        curve = LossCurve(lambda _: None)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+        params = recipe(sequences_per_microbatch=size, epochs=1)
+        build_trainer(tiny_llama, tokenizer, rendered, params, tmp_path, curve).train()
+        losses.append([point["loss"] for point in curve.points])
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [
+        ("constant", 0.0, [0.005, 0.005, 0.005, 0.005]),
+        ("constant", 0.5, [0.0, 0.0025, 0.005, 0.005]),
+        ("linear", 0.25, [0.0, 0.005, 0.00333333, 0.00166667]),
+    ],
+)
+def test_schedules(
+    tiny_llama: Path,
+    rendered: list[RenderedExample],
+    tmp_path: Path,
+    schedule: str,
+    warmup: float,
+    rates: list[float],
+) -> None:
+    curve = LossCurve(lambda _: None)
+    params = recipe(epochs=2, schedule=schedule, warmup_ratio=warmup, optimizer="adamw_torch")
+    build_trainer(tiny_llama, AutoTokenizer.from_pretrained(tiny_llama), rendered, params, tmp_path, curve).train()
+    assert [point["learning_rate"] for point in curve.points] == pytest.approx(rates, rel=1e-5)
+
+
+def collate(rows: list[RenderedExample], **changes: list[int]) -> dict[str, torch.Tensor]:
+    collator = DataCollatorForLanguageModeling(pad_token_id=2)
+    batch: dict[str, torch.Tensor] = collator([{"input_ids": list(r.input_ids), "labels": r.labels} for r in rows])
+    return batch
+
+
+def test_good_batches_pass(trainer: AssistantLossTrainer, rendered: list[RenderedExample]) -> None:
+    check_labels(trainer, rendered)
+    labels_of = {row.input_ids: row.labels for row in rendered}
+    assert check_batches([collate(rendered[:3]), collate(rendered[3:])], labels_of) == 8
+
+
+def test_every_wrong_label_is_caught(rendered: list[RenderedExample]) -> None:
+    """Each position of a padded batch in turn: a label more, or one less."""
+    labels_of = {row.input_ids: row.labels for row in rendered}
+    rows = sorted(rendered, key=lambda row: len(row.input_ids))
+    rows = [rows[0], rows[-1]]
+    good = collate(rows)
+    assert check_batches([good], labels_of) == 2
+    for place in range(good["labels"].numel()):
+        batch = {key: value.clone() for key, value in good.items()}
+        flat = batch["labels"].view(-1)
+        flat[place] = batch["input_ids"].view(-1)[place] if flat[place] == IGNORED_LABEL else IGNORED_LABEL
+        with pytest.raises(RuntimeError, match="not the rendered ones"):
+            check_batches([batch], labels_of)
+
+
+def test_a_missing_row_is_caught(trainer: AssistantLossTrainer, rendered: list[RenderedExample]) -> None:
+    with pytest.raises(RuntimeError, match="an epoch holds 8 sequences, expected 9"):
+        check_labels(trainer, [*rendered, rendered[0]])
+
+
+def test_threads_follow_the_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with all_cores():
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with all_cores():
+        assert torch.get_num_threads() == before
+
+
+def test_memory_errors_become_one_line() -> None:
+    with pytest.raises(SetupError, match=r"lower train\.sequences_per_microbatch"), memory_errors():
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another fault"), memory_errors():
+        raise RuntimeError("another fault")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from karma_electric.errors import SetupError
+from karma_electric.training.qlora import train_adapter
+from tests.training.sets import recipe
+base, train_set, output, answers, questions = map(Path, sys.argv[1:])
+def report(line):
+    if "step 1 " in line:
+        answers.write_text("stepping")
+        questions.read_text()
+try:
+    train_adapter(base, train_set, output, params=recipe(), loss_curve=output.with_suffix(".json"), report=report)
+except SetupError as error:
+    answers.write_text(str(error))
+else:
+    answers.write_text("trained on")
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+
+
+def test_training_ends_with_the_process_that_started_it(tiny_llama: Path, tmp_path: Path) -> None:
+    answers, questions, output = tmp_path / "answers", tmp_path / "questions", tmp_path / "adapter"
+    os.mkfifo(answers)
+    os.mkfifo(questions)
+    train_set = write_set(tmp_path / "set.jsonl", examples())
+    paths = [str(path) for path in (tiny_llama, train_set, output, answers, questions)]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, SCRIPT, *paths],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )
+    assert answers.read_text() == "stepping"
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    questions.write_text("go on")
+    assert answers.read_text().startswith("train: the process that started it has ended")
+    assert not output.exists()
+    assert not output.with_suffix(".json").exists()
