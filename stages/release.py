@@ -26,8 +26,8 @@ def work(parsed: argparse.Namespace) -> None:
     sources = read_yaml(parsed.params)["sets"]
     trained = (interpolate.from_, interpolate.to)
     stem = f"{release.name}-{release.version}"
-    axis_names = (f"bodhisattva_axis_{release.version}.gguf", f"bodhisattva_axis_{release.version}.pt")
-    axis_names += ("axis.safetensors", "projections.safetensors")
+    bodhisattva = f"bodhisattva_axis_{release.version}"
+    axis_names = (f"{bodhisattva}.gguf", f"{bodhisattva}.pt", "axis.safetensors", "projections.safetensors")
     inputs = ReleaseInputs(
         base_manifest=parsed.base / "manifest.json",
         merged=parsed.merged,

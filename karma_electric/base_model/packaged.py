@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from karma_electric.base_model.contents import remove_machine_traces
 from karma_electric.base_model.params import PackagedBase
 from karma_electric.base_model.quiet import offline_hub, quiet_libraries
-from karma_electric.errors import IntegrityError, SetupError
+from karma_electric.errors import InputError, IntegrityError, SetupError
+from karma_electric.gguf_files.reader import read_header
 from karma_electric.integrity import sha256_file
 
 
@@ -41,6 +44,20 @@ def locate_file(params: PackagedBase) -> Path:
     return found[0]
 
 
+def restore_pre_tokenizer(tokenizer: Any, source: Path) -> None:
+    """Give the tokenizer the splitting of text that the GGUF file names; transformers knows only GPT-2's.
+
+    For `smollm` that is single digits before GPT-2's words: without it "a  12" has other tokens than in training.
+    Raises InputError for a name that this does not know.
+    """
+    name = read_header(source).metadata.get("tokenizer.ggml.pre")
+    if name == "smollm":
+        steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
+    elif name not in ("gpt-2", "default", None):
+        raise InputError(f"base.file: {source.name} splits text as {name!r}, expected smollm or gpt-2; use a hub base")
+
+
 def convert_packaged(params: PackagedBase, folder: Path) -> None:
     """Write the model into `folder`: bf16 safetensors, configs, tokenizer and chat template.
 
@@ -55,6 +72,7 @@ def convert_packaged(params: PackagedBase, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),  # without it, saving is refused
         )
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        restore_pre_tokenizer(tokenizer, source)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     remove_machine_traces(folder, source.parent, folder)
