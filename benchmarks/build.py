@@ -1,6 +1,6 @@
 """Build the shipped recipe from nothing in a temporary clone: wall time and peak memory of every stage.
 
-    python benchmarks/build.py [--json build.json]
+python benchmarks/build.py [--json build.json]
 """
 
 from __future__ import annotations

@@ -5,13 +5,25 @@ from __future__ import annotations
 import fnmatch
 import sys
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import tqdm as bars  # type: ignore[attr-defined]
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from karma_electric.base_model.params import HubBase
 from karma_electric.errors import InputError, KarmaError, SetupError
+
+TIMEOUT_SECONDS = 30
 
 # No pattern matches a file in a sub-folder, a pickle, or code.
 PATTERNS = (
@@ -33,19 +45,29 @@ def link_snapshot(params: HubBase, folder: Path) -> None:
     A snapshot that is in the cache already needs no network. Raises SetupError or InputError, of one line, for a gated
     or missing repo, an unknown revision, and a hub that cannot be reached. Never asks for a token.
     """
-    bars_were_off = bars.are_progress_bars_disabled()
+    bars_were_off = are_progress_bars_disabled()
     if not sys.stderr.isatty():
-        bars.disable_progress_bars()
+        disable_progress_bars()
     try:
-        snapshot = Path(snapshot_download(params.repo, revision=params.revision, allow_patterns=list(PATTERNS)))
+        snapshot = _snapshot(params)
     except Exception as error:  # the client's errors share no class of their own
         raise explain(error, params) from error
     finally:
         if not bars_were_off:
-            bars.enable_progress_bars()
+            enable_progress_bars()
     for file in sorted(snapshot.iterdir()):
         if any(fnmatch.fnmatchcase(file.name, pattern) for pattern in PATTERNS):
             (folder / file.name).symlink_to(file.resolve(strict=True))
+
+
+def _snapshot(params: HubBase) -> Path:
+    wanted: dict[str, Any] = {"revision": params.revision, "allow_patterns": list(PATTERNS)}
+    try:
+        return Path(snapshot_download(params.repo, local_files_only=True, **wanted))
+    except LocalEntryNotFoundError:  # or incomplete
+        # Says at once what the download would say after half a minute of retries.
+        HfApi().model_info(params.repo, revision=params.revision, timeout=TIMEOUT_SECONDS)
+        return Path(snapshot_download(params.repo, **wanted))
 
 
 def explain(error: Exception, params: HubBase) -> KarmaError:

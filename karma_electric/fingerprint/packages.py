@@ -13,8 +13,8 @@ from karma_electric.errors import InputError, SetupError, shown
 # Packages that shape results without an import of ours: package -> what it loads. A test records what each stage
 # loads and fails on a package that is neither imported by us, nor here, nor in WITHOUT_INFLUENCE.
 LOADED_BY_OTHERS: dict[str, tuple[str, ...]] = {
-    "transformers": ("huggingface-hub", "jinja2", "numpy", "safetensors", "tokenizers", "torch"),
-    "trl": ("accelerate", "datasets", "peft", "transformers"),
+    "transformers": ("accelerate", "huggingface-hub", "jinja2", "numpy", "safetensors", "tokenizers", "torch"),
+    "trl": ("accelerate", "bitsandbytes", "datasets", "peft", "transformers"),
     "peft": ("accelerate", "safetensors", "torch", "transformers"),
     "datasets": ("pandas", "pyarrow"),
     "bitsandbytes": ("torch",),
@@ -25,8 +25,45 @@ LOADED_BY_OTHERS: dict[str, tuple[str, ...]] = {
     "torch": ("numpy",),
 }
 
-# Loaded, but they only parse, print, transport or cache: they cannot change a byte of an output.
-WITHOUT_INFLUENCE = frozenset[str]()
+# Where they are only loaded by others, these parse, print, transport or cache: they cannot change a byte of an output.
+# A stage that imports one of them (gate: scipy) has it in its fingerprint all the same.
+WITHOUT_INFLUENCE = frozenset(
+    {
+        "annotated-types",
+        "anyio",
+        "charset-normalizer",
+        "colorama",
+        "dill",
+        "filelock",
+        "fsspec",
+        "h11",
+        "httpcore2",
+        "httpx2",
+        "idna",
+        "markupsafe",
+        "mpmath",
+        "multiprocess",
+        "networkx",
+        "packaging",
+        "protobuf",
+        "psutil",
+        "pydot",
+        "python-dateutil",
+        "regex",
+        "rich",
+        "scipy",
+        "setuptools",
+        "six",
+        "sympy",
+        "tabulate",
+        "tqdm",
+        "truststore",
+        "typing-extensions",
+        "typing-inspection",
+        "wcwidth",
+        "xxhash",
+    }
+)
 
 _PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)$")
 

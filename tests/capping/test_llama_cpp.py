@@ -48,13 +48,15 @@ def ids(reference: PytorchReference) -> list[int]:
     return reference.prompt_ids(QUESTION)
 
 
-def make_cap(reference: PytorchReference, ids: list[int], layers: tuple[int, ...], alpha: float = 1.0) -> Cap:
-    """Random directions, with the median of the prompt's projections as ceiling: half of the states are above it."""
+def make_cap(
+    reference: PytorchReference, ids: list[int], layers: tuple[int, ...], alpha: float = 1.0, below: float = 0.0
+) -> Cap:
+    """Random directions; the ceiling is `below` under the median of the prompt's projections."""
     random = np.random.default_rng(7)
     directions = {layer: unit(random.normal(size=HIDDEN_SIZE)) for layer in layers}
     free = Cap(directions, dict.fromkeys(layers, 0.0), alpha)
     found = reference.projections(ids, free, capped=False)
-    return Cap(directions, {layer: float(np.median(found[layer])) for layer in layers}, alpha)
+    return Cap(directions, {layer: float(np.median(found[layer])) - below for layer in layers}, alpha)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +78,16 @@ def engine(gguf: Path, cap: Cap) -> Iterator[LlamaCppEngine]:
 def test_capped_logits_and_answers_are_those_of_pytorch(
     gguf: Path, reference: PytorchReference, ids: list[int], layers: tuple[int, ...], alpha: float
 ) -> None:
-    cap = make_cap(reference, ids, layers, alpha)
+    cap = make_cap(reference, ids, layers, alpha, below=5.0)
     expected = reference.logits(ids, cap)
     with engine_of(gguf, cap) as engine:
         capped, plain = engine.all_logits(ids, capped=True), engine.all_logits(ids)
         answer = engine.generate(QUESTION, max_tokens=12, capped=True).token_ids
+        plain_answer = engine.generate(QUESTION, max_tokens=12).token_ids
     assert np.abs(capped - expected).max() < BOUND
     assert np.abs(plain - reference.logits(ids)).max() < BOUND
     assert np.abs(capped - plain).max() > 10 * BOUND
-    assert list(answer) == reference.greedy(ids, 12, cap)[: len(answer)]
+    assert list(answer) == reference.greedy(ids, 12, cap)[: len(answer)] != list(plain_answer)
 
 
 def test_no_projection_is_above_its_ceiling_after_the_cap(

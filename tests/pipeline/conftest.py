@@ -30,3 +30,40 @@ def built(tmp_path_factory: pytest.TempPathFactory, tiny_base: tuple[Path, str])
 def project(built: Project, tmp_path: Path) -> Project:
     """A copy of the built graph, to be changed."""
     return built.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def built_elsewhere(tmp_path_factory: pytest.TempPathFactory, tiny_base: tuple[Path, str]) -> Project:
+    """A second build from nothing: another folder, hash seed, home and time zone.
+
+    Each process of it writes the names of the modules that it loaded to `../../modules`.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "modules").mkdir()
+    (folder / "recorder").mkdir()
+    (folder / "recorder/sitecustomize.py").write_text(_RECORDER)
+    project = clone(folder / "deeper" / "project", *tiny_base)
+    project.environment = {
+        "PYTHONHASHSEED": "7",
+        "TZ": "Pacific/Chatham",
+        "HOME": str(folder),
+        "PYTHONPATH": str(folder / "recorder"),
+        "MODULES_FOLDER": str(folder / "modules"),
+    }
+    assert project.repro() == ALL_STAGES
+    return project
+
+
+_RECORDER = """
+import atexit, json, os, sys
+
+def record():
+    words = sys.orig_argv
+    stage = next((word for word in words if word.startswith("stages.")), None)
+    if stage:
+        names = sorted({name.split(".")[0] for name in list(sys.modules)})
+        with open(os.path.join(os.environ["MODULES_FOLDER"], f"{stage}-{os.getpid()}.json"), "w") as file:
+            json.dump(names, file)
+
+atexit.register(record)
+"""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from tests.pipeline.project import ALL_STAGES, Project, clone
+from karma_electric.fingerprint.packages import WITHOUT_INFLUENCE, normalized
+from stages.fingerprint import STAGES
+from tests.pipeline.project import Project
 
 pytestmark = pytest.mark.pipeline
 
@@ -79,13 +82,22 @@ def test_a_typo_in_another_section_stops_the_first_stage_that_would_run(project:
     assert "Running stage 'train@v8'" not in result.stdout
 
 
-def test_two_builds_in_two_folders_are_the_same_bytes(
-    built: Project, tmp_path: Path, tiny_base: tuple[Path, str]
-) -> None:
-    other = clone(tmp_path / "elsewhere" / "project", *tiny_base)
-    other.environment = {"PYTHONHASHSEED": "7", "TZ": "Pacific/Chatham", "HOME": str(tmp_path)}
-    assert other.repro() == ALL_STAGES
-    assert other.outputs() == built.outputs()
+def test_two_builds_in_two_folders_are_the_same_bytes(built: Project, built_elsewhere: Project) -> None:
+    assert built_elsewhere.outputs() == built.outputs()
+
+
+def test_every_loaded_package_is_in_the_fingerprint_of_its_stage(built_elsewhere: Project) -> None:
+    providers = metadata.packages_distributions()
+    recorded = list((built_elsewhere.folder.parents[1] / "modules").glob("*.json"))
+    assert {path.name.split("-")[0] for path in recorded} == {f"stages.{stage}" for stage in (*STAGES, "fingerprint")}
+    for path in recorded:
+        stage = path.name.split("-")[0].removeprefix("stages.")
+        if stage == "fingerprint":
+            continue
+        loaded = {normalized(name) for top in json.loads(path.read_text()) for name in providers.get(top, [])}
+        fingerprint = json.loads((built_elsewhere.folder / f"fingerprints/{stage}.json").read_text())
+        undeclared = loaded - set(fingerprint["packages"]) - WITHOUT_INFLUENCE - {"karma-electric"}
+        assert not undeclared, f"{stage} loads {sorted(undeclared)}: add them to LOADED_BY_OTHERS or WITHOUT_INFLUENCE"
 
 
 def test_the_gate_judged_the_files_that_are_released(built: Project) -> None:

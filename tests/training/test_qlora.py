@@ -18,6 +18,7 @@ from karma_electric.adapters.files import read_adapter
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.integrity import MANIFEST_NAME, sha256_file, verify_manifest
 from karma_electric.training.qlora import train_adapter
+from tests.base_model.hub_server import hub
 from tests.training.sets import examples, recipe, write_set
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -121,27 +122,26 @@ train_adapter(base, train_set, output / "adapter", params=recipe(epochs=1, lora=
 
 
 def test_two_processes_write_the_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
-    """Other hash seeds and folders; LoRA dropout draws random numbers; nothing is printed."""
+    """Other hash seeds and folders, with random dropout; nothing is printed, and the hub is not called."""
     lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["v_proj", "q_proj", "gate_proj", "up_proj"]}
     train_set = write_set(tmp_path / "set.jsonl", examples())
+    environment = {key: value for key, value in os.environ.items() if key not in {"HF_HUB_OFFLINE", "CI"}}
+    environment |= {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(REPOSITORY)}
     outputs = []
     for name, hash_seed in (("one", "1"), ("other/place", "2")):
         output = tmp_path / name
         output.mkdir(parents=True)
-        environment = os.environ | {
-            "PYTHONHASHSEED": hash_seed,
-            "OMP_NUM_THREADS": "2",  # another number may round otherwise
-            "PYTHONPATH": str(REPOSITORY),
-        }
-        finished = subprocess.run(
-            [sys.executable, "-c", SCRIPT.format(lora=lora), str(tiny_llama), str(train_set), str(output)],
-            cwd=output,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        with hub(tiny_llama) as server:
+            finished = subprocess.run(
+                [sys.executable, "-c", SCRIPT.format(lora=lora), str(tiny_llama), str(train_set), str(output)],
+                cwd=output,
+                env=environment | {"PYTHONHASHSEED": hash_seed, "HF_ENDPOINT": server.url},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+        assert server.requests == []
         outputs.append({p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()})
     assert len(outputs[0]) == 4
     assert outputs[0] == outputs[1]

@@ -11,7 +11,7 @@ from karma_electric.conversation import Example, Message
 from karma_electric.errors import InputError
 from karma_electric.training.rendering import IGNORED_LABEL, ChatRenderer, RenderedExample, render_examples
 from tests.tiny_model import CHAT_TEMPLATE
-from tests.training.llama3 import BOS, MARKED, TEMPLATE, WITHOUT_BOS, llama3_tokenizer
+from tests.training.llama3 import MARKED, TEMPLATE, WITHOUT_BOS, llama3_tokenizer
 
 # tests.tiny_model.CHAT_TEMPLATE with transformers' own mark, written by hand.
 MARKED_CHATML = (

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,11 +34,11 @@ def test_a_process_with_its_parent_is_no_orphan() -> None:
 
 
 @pytest.fixture
-def pipes(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def pipes(tmp_path: Path) -> tuple[Path, Path]:
     answers, questions = tmp_path / "answers", tmp_path / "questions"
     os.mkfifo(answers)
     os.mkfifo(questions)
-    yield answers, questions
+    return answers, questions
 
 
 @pytest.mark.parametrize("shell", [False, True], ids=["its parent", "the process above its shell"])

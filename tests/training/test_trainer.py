@@ -51,20 +51,18 @@ def test_the_base_is_nf4_with_double_quantisation_and_bf16_compute(trainer: Assi
 def test_the_loss_is_trl_s(trainer: AssistantLossTrainer) -> None:
     """The same number, and the same gradients, as the head that scores every position."""
     batch = next(iter(trainer.get_train_dataloader()))
-    parameters = [value for value in trainer.model.parameters() if value.requires_grad]
-    results = []
+    losses, gradients = [], []
     for compute in (AssistantLossTrainer.compute_loss, SFTTrainer.compute_loss):
         trainer.model.zero_grad()
         for count in (None, torch.tensor(30)):
             loss = compute(trainer, trainer.model, dict(batch), num_items_in_batch=count)
             loss.backward()
-            results.append(float(loss.detach()))
-        results.append(torch.cat([p.grad.flatten().float() for p in parameters if p.grad is not None]))
-    ours, scaled, our_gradient, theirs, theirs_scaled, their_gradient = results
-    assert ours == pytest.approx(theirs, rel=2e-3)
-    assert scaled == pytest.approx(theirs_scaled, rel=2e-3)
-    assert torch.cosine_similarity(our_gradient, their_gradient, dim=0) > 0.999
-    assert float(our_gradient.norm()) == pytest.approx(float(their_gradient.norm()), rel=0.02)
+            losses.append(float(loss.detach()))
+        grads = [value.grad for value in trainer.model.parameters() if value.requires_grad]
+        gradients.append(torch.cat([grad.flatten().float() for grad in grads]))
+    assert losses[:2] == pytest.approx(losses[2:], rel=2e-3)
+    assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.999
+    assert float(gradients[0].norm()) == pytest.approx(float(gradients[1].norm()), rel=0.02)
 
 
 def test_the_microbatch_does_not_change_the_step(
@@ -102,7 +100,7 @@ def test_schedules(
     assert [point["learning_rate"] for point in curve.points] == pytest.approx(rates, rel=1e-5)
 
 
-def collate(rows: list[RenderedExample], **changes: list[int]) -> dict[str, torch.Tensor]:
+def collate(rows: list[RenderedExample]) -> dict[str, torch.Tensor]:
     collator = DataCollatorForLanguageModeling(pad_token_id=2)
     batch: dict[str, torch.Tensor] = collator([{"input_ids": list(r.input_ids), "labels": r.labels} for r in rows])
     return batch
