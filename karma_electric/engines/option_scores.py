@@ -17,9 +17,8 @@ def score_options(context: LlamaCppContext, bare: Sequence[int], sequences: Sequ
     The sequences form a trie below the shared part; its inner nodes are decoded together.
     """
     shared = common_length([bare, *sequences])
-    shared = min(shared, min(len(sequence) for sequence in sequences) - 1)  # at least one token is scored
-    if shared < 1:
-        raise InputError("an option shares no token with the prompt; expected a prompt before the options")
+    if not 0 < shared < min(len(sequence) for sequence in sequences):
+        raise InputError("an option shares no token with the prompt, or adds none; expected a prompt, then the option")
     tails = [tuple(sequence[shared:]) for sequence in sequences]
     after: dict[TokenPath, NDArray[np.float64]] = {(): log_softmax(context.read(list(bare[:shared])))}
     after |= {path: log_softmax(row) for path, row in context.branch(branches(tails)).items()}

@@ -225,27 +225,42 @@ def test_a_callback_that_is_not_installed_is_found_out(gguf: Path, cap: Cap, mon
         engine.generate(QUESTION, max_tokens=1, capped=True)
 
 
+def _generate(engine: LlamaCppEngine) -> object:
+    return engine.generate(QUESTION, max_tokens=4, capped=True)
+
+
+def _score(engine: LlamaCppEngine) -> object:
+    return engine.score(QUESTION, prefix="", options=["1/10", "10/10"], capped=True)
+
+
+@pytest.mark.parametrize("ask", [_generate, _score])
 @pytest.mark.parametrize("error", [ZeroDivisionError("in the callback"), KeyboardInterrupt()])
 def test_what_the_callback_raises_comes_out_and_leaves_nothing_behind(
-    gguf: Path, cap: Cap, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    gguf: Path,
+    cap: Cap,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[LlamaCppEngine], object],
+    error: BaseException,
 ) -> None:
+    calls, failing = 0, 0
+
+    def fails_once(self: CapCallback, tensor: int, block: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise error
+        _original(self, tensor, block)
+
+    monkeypatch.setattr(CapCallback, "_cap_rows", fails_once)
     with engine_of(gguf, cap) as engine:
-        before = engine.generate(QUESTION, max_tokens=4, capped=True)
+        before = ask(engine)
         calls = 0
-
-        def fails_in_the_second_batch(self: CapCallback, tensor: int, block: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == 4:
-                raise error
-            _original(self, tensor, block)
-
-        engine.generate((QUESTION[0].__class__("user", "Something else."),), max_tokens=1, capped=True)
-        monkeypatch.setattr(CapCallback, "_cap_rows", fails_in_the_second_batch)
-        with pytest.raises(type(error)):
-            engine.generate(QUESTION, max_tokens=4, capped=True)
-        monkeypatch.undo()
-        assert engine.generate(QUESTION, max_tokens=4, capped=True) == before
+        assert ask(engine) == before
+        for place in (2, calls):  # in the first batch after what is reused, and in the last one
+            calls, failing = 0, place
+            with pytest.raises(type(error)):
+                ask(engine)
+            assert ask(engine) == before
 
 
 @pytest.mark.parametrize(

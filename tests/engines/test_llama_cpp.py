@@ -19,7 +19,7 @@ from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.engines.llama_cpp_binding import BUILD
 from karma_electric.engines.llama_cpp_context import BATCH_TOKENS, CHUNK_TOKENS, LlamaCppContext
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
-from karma_electric.engines.option_scores import log_softmax
+from karma_electric.engines.option_scores import log_softmax, score_options
 from karma_electric.engines.protocol import Engine
 from karma_electric.errors import InputError, IntegrityError, SetupError
 from karma_electric.gguf_files.reader import read_header
@@ -132,7 +132,7 @@ def test_scores_are_sums_of_log_softmax(engine: LlamaCppEngine, options: list[st
 
 
 def test_an_option_that_merges_with_the_prefix_competes_for_the_same_text(engine: LlamaCppEngine) -> None:
-    prefix, options = "the ans", ["wer", "x"]
+    prefix, options = "the ans", ["wer is 7", "x is 7"]
     bare = engine.prompt_token_ids(QUESTION, prefix=prefix)
     whole = [engine.prompt_token_ids(QUESTION, prefix=prefix + option) for option in options]
     shared = next(i for i, tokens in enumerate(zip(bare, *whole, strict=False)) if len(set(tokens)) > 1)
@@ -150,6 +150,16 @@ def test_branches_may_be_longer_and_more_than_one_batch(engine: LlamaCppEngine) 
     np.testing.assert_allclose(found[:4], expected_scores(engine, prompt, tails[:4]), atol=2e-3)
     np.testing.assert_allclose(found[-2:], expected_scores(engine, prompt, tails[-2:]), atol=1e-3)
     assert engine.score(QUESTION, prefix="", options=options[-2:]) == pytest.approx(found[-2:], abs=1e-3)
+
+
+@pytest.mark.parametrize("sequences", [[[1, 5]], [[2, 5], [2, 6]]])
+def test_an_option_without_a_prompt_or_a_token_of_its_own_is_refused(gguf: Path, sequences: list[list[int]]) -> None:
+    model = LlamaCppModel(gguf)
+    context = LlamaCppContext(model, context_tokens=256, threads=1, cache_type="f32", cap=None)
+    with pytest.raises(InputError, match="an option shares no token with the prompt, or adds none"):
+        score_options(context, [1, 5], sequences)
+    context.free()
+    model.free()
 
 
 def test_probabilities_of_all_next_digits_and_letters_do_not_exceed_one(engine: LlamaCppEngine) -> None:

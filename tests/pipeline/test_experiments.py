@@ -40,7 +40,7 @@ def test_plots_draw_without_a_network(project: Project) -> None:
 def test_a_temporary_experiment_uses_its_own_library(project: Project) -> None:
     path = project.folder / "karma_electric/release/ollama.py"
     path.write_text(path.read_text("utf-8").replace("PARAMETER temperature 0", "PARAMETER temperature 0.5"))
-    result = project.run("dvc", "exp", "run", "--temp", "--name", "warm", "-S", "acap.threshold=2.1")
+    result = project.run("dvc", "exp", "run", "--temp", "--name", "warm", "-S", "acap.alpha=0.5")
     assert stages_run(result.stdout) == AFTER_THRESHOLD | REBUILT_IN_A_NEW_FOLDER | {"fingerprint"}
     assert "temperature 0.5" not in (project.folder / "models/release/Modelfile").read_text("utf-8")
     project.run("git", "checkout", "--", ".")
@@ -48,14 +48,23 @@ def test_a_temporary_experiment_uses_its_own_library(project: Project) -> None:
     assert "temperature 0.5" in (project.folder / "models/release/Modelfile").read_text("utf-8")
 
 
-def test_queued_experiments_run(project: Project) -> None:
-    for threshold in ("2.1", "3.5"):
-        project.run("dvc", "exp", "run", "--queue", "--name", f"t{threshold[0]}", "-S", f"acap.threshold={threshold}")
-    project.run("dvc", "exp", "run", "--run-all")
+def test_queued_experiments_run_with_the_library_of_their_own(project: Project) -> None:
+    path = project.folder / "karma_electric/release/ollama.py"
+    library = path.read_text("utf-8")
+    for percentile, temperature in ((90, "0.5"), (60, "0.25")):
+        path.write_text(library.replace("PARAMETER temperature 0", f"PARAMETER temperature {temperature}"))
+        name = ("--name", f"q{percentile}")
+        project.run("dvc", "exp", "run", "--queue", *name, "-S", f"acap.percentile={percentile}")
+    path.write_text(library)
+    project.run(*["dvc", "exp", "run", "--run-all"])
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     experiments = {
-        experiment["name"]: experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["acap"]["threshold"]
+        experiment["name"]: experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["acap"]["percentile"]
         for entry in shown
         for experiment in entry["experiments"] or []
     }
-    assert experiments == {"t2": 2.1, "t3": 3.5}
+    assert experiments == {"q90": 90, "q60": 60}
+    for name, temperature in (("q90", "0.5"), ("q60", "0.25")):
+        project.run("dvc", "exp", "apply", name)
+        modelfile = (project.folder / "models/release/Modelfile").read_text("utf-8")
+        assert f"PARAMETER temperature {temperature}\n" in modelfile

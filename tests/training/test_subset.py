@@ -66,6 +66,14 @@ def test_a_row_more_changes_little(examples: list[Example], size: int, category:
     assert len(before ^ after) <= 10  # of up to 80, and mostly 2; a fresh sample would change about half
 
 
+def test_a_row_more_moves_at_most_one_out_and_one_in() -> None:
+    before = [example(number) for number in range(200)]
+    for number in range(1000, 1020):
+        after = [*before, example(number)]
+        moved = ids(stratified_subset(before, 60, seed=7)) ^ ids(stratified_subset(after, 60, seed=7))
+        assert len(moved) in {0, 2}
+
+
 def test_an_edited_row_changes_nothing_else() -> None:
     examples = [example(number) for number in range(40)]
     edited = [*examples[:5], Example("a-005", "original", "a", (TALK[0], Message("assistant", "Well?"))), *examples[6:]]

@@ -154,7 +154,6 @@ def test_memory_errors_become_one_line() -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from karma_electric.errors import SetupError
 from karma_electric.training.qlora import train_adapter
 from tests.training.sets import recipe
 base, train_set, output, answers, questions = map(Path, sys.argv[1:])
@@ -164,8 +163,8 @@ def report(line):
         questions.read_text()
 try:
     train_adapter(base, train_set, output, params=recipe(), loss_curve=output.with_suffix(".json"), report=report)
-except SetupError as error:
-    answers.write_text(str(error))
+except BaseException as error:  # whatever it is, or the reader would wait for ever
+    answers.write_text(f"{type(error).__name__} {error}")
 else:
     answers.write_text("trained on")
 """
@@ -186,6 +185,6 @@ def test_training_ends_with_the_process_that_started_it(tiny_llama: Path, tmp_pa
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     questions.write_text("go on")
-    assert answers.read_text().startswith("train: the process that started it has ended")
+    assert answers.read_text().startswith("SetupError train: the process that started it has ended")
     assert not output.exists()
     assert not output.with_suffix(".json").exists()
