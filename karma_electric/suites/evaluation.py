@@ -47,7 +47,7 @@ def evaluate(engine: Engine, evaluator_prompt: str, *, prompt: str, response: st
         Message(role="system", content=evaluator_prompt),
         Message(role="user", content=evaluation_request(prompt, response)),
     )
-    options = [f"{score}/10" for score in _SCORES]
+    options = [f"{score}/" for score in _SCORES]  # what follows the stroke is always 10
     written = ""
     dimensions: dict[str, int] = {}
     for name in DIMENSIONS:

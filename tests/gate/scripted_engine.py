@@ -29,7 +29,7 @@ def saying(text: str) -> Callable[[Sequence[Message], bool], str]:
 
 @dataclass
 class ScriptedEngine:
-    """`scores` (prompt, response) -> log-probabilities of 1/10 to 10/10; `answers` (messages, capped) -> text."""
+    """`scores` (prompt, response) -> log-probabilities of 1/ to 10/; `answers` (messages, capped) -> text."""
 
     scores: Callable[[str, str], list[float]] = field(default_factory=lambda: always(8))
     answers: Callable[[Sequence[Message], bool], str] = field(default_factory=lambda: saying("No."))
@@ -55,7 +55,7 @@ class ScriptedEngine:
         self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
     ) -> list[float]:
         assert not capped, "the evaluator is never capped"
-        assert list(options) == [f"{score}/10" for score in range(1, 11)]
+        assert list(options) == [f"{score}/" for score in range(1, 11)]
         self.prefixes.append(prefix)
         request = _REQUEST.fullmatch(messages[-1].content)
         assert request is not None, messages[-1].content
