@@ -64,13 +64,30 @@ def test_adding_a_quantisation_does_not_rerun_its_sibling(project: Project) -> N
     assert project.repro() == {"quantize@Q4_K_M", "release"}
 
 
-def test_a_wrong_recipe_stops_before_anything_is_damaged(project: Project) -> None:
+def test_make_repro_refuses_a_wrong_recipe_before_dvc_starts(project: Project) -> None:
+    before = project.outputs()
+    project.edit_recipe(interpolate={"alpha": "abc"})
+    result = project.run("karma", "check", ok=False)  # the first thing that `make repro` does after the set-up
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: params.yaml: interpolate.alpha: found 'abc', expected a valid number")
+    assert project.outputs() == before
+
+
+def test_a_wrong_recipe_under_dvc_is_one_line_and_loses_nothing(project: Project) -> None:
+    """DVC removes the outputs of a stage before it starts it; they are in its cache and in git."""
     before = project.outputs()
     project.edit_recipe(interpolate={"alpha": "abc"})
     result = project.run("dvc", "repro", ok=False)
     assert result.returncode == 255
     assert "error: params.yaml: interpolate.alpha: found 'abc', expected a valid number" in result.stderr
     assert "Traceback" not in result.stderr
+    after = project.outputs()
+    assert all(after[path] == before[path] for path in after)
+    assert {path for path in before if path not in after} <= {
+        path for path in before if path.startswith(("models/adapters/blend/", "metrics/interpolate.json"))
+    }
+    project.run("git", "checkout", "--", ".")
+    project.run("dvc", "checkout")
     assert project.outputs() == before
 
 
