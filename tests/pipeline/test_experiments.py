@@ -53,10 +53,9 @@ def test_queued_experiments_run_with_the_library_of_their_own(project: Project) 
     library = path.read_text("utf-8")
     for percentile, temperature in ((90, "0.5"), (60, "0.25")):
         path.write_text(library.replace("PARAMETER temperature 0", f"PARAMETER temperature {temperature}"))
-        name = ("--name", f"q{percentile}")
-        project.run("dvc", "exp", "run", "--queue", *name, "-S", f"acap.percentile={percentile}")
+        project.run("dvc", "exp", "run", "--queue", "--name", f"q{percentile}", "-S", f"acap.percentile={percentile}")
     path.write_text(library)
-    project.run(*["dvc", "exp", "run", "--run-all"])
+    project.run("dvc", "exp", "run", "--run-all")
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     experiments = {
         experiment["name"]: experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["acap"]["percentile"]
@@ -64,7 +63,7 @@ def test_queued_experiments_run_with_the_library_of_their_own(project: Project) 
         for experiment in entry["experiments"] or []
     }
     assert experiments == {"q90": 90, "q60": 60}
-    for name, temperature in (("q90", "0.5"), ("q60", "0.25")):
-        project.run("dvc", "exp", "apply", name)
+    for experiment, temperature in (("q90", "0.5"), ("q60", "0.25")):
+        project.run("dvc", "exp", "apply", experiment)
         modelfile = (project.folder / "models/release/Modelfile").read_text("utf-8")
         assert f"PARAMETER temperature {temperature}\n" in modelfile
