@@ -39,6 +39,7 @@ def _kill_while_running(project: Project, stage: str, sent: signal.Signals) -> N
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -46,3 +47,8 @@ def _kill_while_running(project: Project, stage: str, sent: signal.Signals) -> N
             os.killpg(process.pid, sent)
             break
     assert process.wait() != 0
+
+
+def _heed_ctrl_c() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
