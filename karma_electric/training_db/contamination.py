@@ -65,10 +65,14 @@ class Hit:
     shared: str
 
     def __str__(self) -> str:
+        return f"{self.row_where}: {shown(self.row)} {self.described()}"
+
+    def described(self) -> str:
+        """What the row holds, for a line that names the row already."""
         text = self.gate_text
         return (
-            f"{self.row_where}: {shown(self.row)} holds {text.key} of the gate item {shown(text.item)} ({text.where}): "
-            f"{self.kind}, {self.share:.0%}: {shown(self.shared)}"
+            f"holds {text.key} of the gate item {shown(text.item)} ({text.where}): {self.kind}, {self.share:.0%} "
+            f"({self.shared[:120]})"
         )
 
 
