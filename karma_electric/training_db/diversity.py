@@ -16,9 +16,8 @@ ROWS_WITH_ONE_OPENING = 2  # or half a percent of the rows, when that is more
 LEAST_LIKENESS_OF_A_TEMPLATE = 0.3
 LEAST_WORDS_OF_A_TEMPLATE = 8
 
-_FORM = re.compile(
-    rf"^(?:{'|'.join(map(re.escape, (*DIMENSIONS, RED_FLAGS, OVERALL)))}): *(?:\d+/10 - *)?", re.MULTILINE
-)
+_NAMES = "|".join(map(re.escape, (*DIMENSIONS, RED_FLAGS, OVERALL)))
+_FORM = re.compile(rf"^(?:{_NAMES}): *(?:\d+/10 - *)?", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)

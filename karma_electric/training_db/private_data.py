@@ -91,12 +91,13 @@ _KINDS = (
     _Kind(
         "password",
         re.compile(
-            r"\b(?:password|passwd|heslo|api[_ -]?key|secret)\s*[:=]\s*[\"']?(?=\S{0,60}\d)\S{6,60}", re.IGNORECASE
+            r"\b(?:password|passwd|heslo|api[_ -]?key|secret)\s{0,3}[:=]\s{0,3}[\"']?(?=\S{0,60}\d)\S{6,60}",
+            re.IGNORECASE,
         ),
     ),
     _Kind(
         "e-mail address",
-        re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}", re.IGNORECASE),
+        re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"),
         _is_reachable,
     ),
     _Kind("bank account", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _passes_iban),
