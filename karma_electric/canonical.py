@@ -70,11 +70,21 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> dict[str
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     """The object in UTF-8 JSON; `where` starts every error.
 
-    Raises InputError for text that is not UTF-8 or not JSON, a duplicated key, a number that is not finite, or a value
-    that is not an object.
+    Raises InputError as `parse_json` does, and for a value that is not an object.
+    """
+    value = parse_json(data, where, expected="one JSON object")
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: found a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def parse_json(data: bytes, where: str, *, expected: str = "JSON") -> Any:
+    """The value in UTF-8 JSON; `where` starts every error.
+
+    Raises InputError for text that is not UTF-8 or not JSON, a duplicated key, and a number that is not finite.
     """
     try:
-        value = json.loads(
+        return json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_without_duplicates,
             parse_constant=_no_constant,
@@ -85,10 +95,7 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise InputError(f"{where}: nested too deeply") from error
     except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error}); expected one JSON object") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: found a {type(value).__name__}, expected a JSON object")
-    return value
+        raise InputError(f"{where}: not JSON ({error}); expected {expected}") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
