@@ -1,9 +1,9 @@
 """The language of a row: `cs` or `en`, told apart by letters.
 
-A row is Czech when at least one in forty characters of its stored conversation is one of the letters below; Czech text
-has about one in nine, and a Czech name in an English row stays far under the bound. What else is honest to say: Czech
-written without accents counts as `en`, Slovak as `cs`, and there are no other answers. The database computes the same
-in a generated column, so that rows of every age have it and it can be counted without reading the texts.
+A row is Czech when at least one in forty characters of its stored conversation is one of the letters below. Czech text
+has about one in thirteen, and a Czech name in an English row stays far under the bound. What else is honest to say:
+Czech written without accents counts as `en`, Slovak as `cs`, and there is no third answer. Triggers of the database
+keep the column `language` at what this says, so that rows can be counted without reading their texts.
 """
 
 from __future__ import annotations

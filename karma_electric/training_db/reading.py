@@ -47,7 +47,17 @@ def rows_of_category(
         f"WHERE category = ? {condition} ORDER BY id LIMIT ?",
         (category, *arguments, -1 if limit is None else limit),
     )
-    return [Summary(*tuple(row)[:-1], begins=_beginning(row["conversations"])) for row in rows]
+    return [
+        Summary(
+            id=row["id"],
+            status=row["status"],
+            tier=row["tier"],
+            language=row["language"],
+            hermes_score=row["hermes_score"],
+            begins=_beginning(row["conversations"]),
+        )
+        for row in rows
+    ]
 
 
 def rows_with_template_flag(connection: sqlite3.Connection) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from karma_electric.errors import InputError
 from karma_electric.training_db.hashes import register_functions
+from karma_electric.training_db.language import language_in_sql
 
 STATUSES = ("accepted", "rejected", "pending", "archived")
 ROLES = ("conversational", "reward-evaluator")
@@ -103,6 +104,7 @@ CREATE TABLE examples_2 (
     tier TEXT,
     role TEXT NOT NULL DEFAULT 'conversational' CHECK (role IN ('conversational', 'reward-evaluator')),
     content_sha256 TEXT NOT NULL CHECK (length(content_sha256) = 64 AND NOT content_sha256 GLOB '*[^0-9a-f]*'),
+    language TEXT NOT NULL DEFAULT 'en' CHECK (language IN ('en', 'cs')),
     conversations TEXT NOT NULL CHECK (json_valid(conversations))
 ) STRICT;
 INSERT INTO examples_2 (
@@ -116,9 +118,10 @@ FROM examples ORDER BY id;
 DROP TABLE examples;
 DROP TABLE examples_fts;
 ALTER TABLE examples_2 RENAME TO examples;
+UPDATE examples SET language = {language of examples};
 CREATE INDEX examples_by_category ON examples (category, id);
 CREATE INDEX examples_by_time ON examples (added_at, id);
-CREATE INDEX examples_for_counts ON examples (status, category, role, tier, hermes_score, template_flag);
+CREATE INDEX examples_for_counts ON examples (status, category, role, tier, language, hermes_score, template_flag);
 
 CREATE TABLE exports (
     number INTEGER PRIMARY KEY,
@@ -178,16 +181,25 @@ END;
 CREATE TRIGGER examples_after_insert AFTER INSERT ON examples BEGIN
     INSERT INTO examples_fts (rowid, id, conversations, category)
     VALUES (new.rowid, new.id, {text of new}, new.category);
+    UPDATE examples SET language = {language of new} WHERE rowid = new.rowid AND language <> {language of new};
 END;
 CREATE TRIGGER examples_after_update AFTER UPDATE OF conversations, category ON examples BEGIN
     INSERT INTO examples_fts (examples_fts, rowid, id, conversations, category)
     VALUES ('delete', old.rowid, old.id, {text of old}, old.category);
     INSERT INTO examples_fts (rowid, id, conversations, category)
     VALUES (new.rowid, new.id, {text of new}, new.category);
+    UPDATE examples SET language = {language of new} WHERE rowid = new.rowid AND language <> {language of new};
 END;
 """
 
-_MIGRATIONS = (_FIRST, re.sub(r"\{text of (\w+)\}", lambda found: _text_of(found[1]), _SECOND))
+
+def _filled(script: str) -> str:
+    """The script with the expressions for text and language in place of `{text of new}` and the like."""
+    script = re.sub(r"\{text of (\w+)\}", lambda found: _text_of(found[1]), script)
+    return re.sub(r"\{language of (\w+)\}", lambda found: language_in_sql(f"{found[1]}.conversations"), script)
+
+
+_MIGRATIONS = (_FIRST, _filled(_SECOND))
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 

@@ -34,8 +34,8 @@ def count_everything(connection: sqlite3.Connection) -> Statistics:
     groups = [
         (dict(zip(row.keys(), tuple(row), strict=True)), row["examples"])
         for row in connection.execute(
-            "SELECT status, category, tier, role, language, hermes_score, coalesce(template_flag, '') <> '' AS flagged, "
-            "count(*) AS examples FROM examples "
+            "SELECT status, category, role, tier, language, hermes_score, "
+            "coalesce(template_flag, '') <> '' AS flagged, count(*) AS examples FROM examples "
             "GROUP BY status, category, role, tier, language, hermes_score, flagged"
         )
     ]
