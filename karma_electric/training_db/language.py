@@ -20,6 +20,12 @@ def language_of(conversations: str) -> str:
 
 
 def language_in_sql(column: str) -> str:
-    """The same, as an SQL expression over a column that holds the JSON text."""
+    """The same, as an SQL expression over a column that holds the JSON text.
+
+    The letters are counted only where there are enough bytes beyond ASCII: counting takes longest.
+    """
     letters = " + ".join(f"length({column}) - length(replace({column}, '{letter}', ''))" for letter in _LETTERS)
-    return f"CASE WHEN ({letters}) * {_ONE_IN} >= length({column}) THEN 'cs' ELSE 'en' END"
+    return (
+        f"CASE WHEN (length(CAST({column} AS BLOB)) - length({column})) * {_ONE_IN} < length({column}) THEN 'en' "
+        f"WHEN ({letters}) * {_ONE_IN} >= length({column}) THEN 'cs' ELSE 'en' END"
+    )

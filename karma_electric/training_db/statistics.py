@@ -10,6 +10,8 @@ from dataclasses import dataclass
 # (name, least score); the bands of the judge's score, best first.
 SCORE_BANDS = (("35-40", 35), ("32-34", 32), ("28-31", 28), ("0-27", 0))
 UNSCORED, NONE = "unscored", "none"
+_BANDS_IN_SQL = " ".join(f"WHEN hermes_score >= {least} THEN '{name}'" for name, least in SCORE_BANDS)
+_BAND = f"CASE {_BANDS_IN_SQL} ELSE '{UNSCORED}' END"
 
 Counts = dict[str, dict[str, int]]  # value -> status -> number of examples
 
@@ -34,9 +36,9 @@ def count_everything(connection: sqlite3.Connection) -> Statistics:
     groups = [
         (dict(zip(row.keys(), tuple(row), strict=True)), row["examples"])
         for row in connection.execute(
-            "SELECT status, category, role, tier, language, hermes_score, "
+            f"SELECT status, category, role, tier, language, {_BAND} AS band, "  # noqa: S608 - names of ours
             "coalesce(template_flag, '') <> '' AS flagged, count(*) AS examples FROM examples "
-            "GROUP BY status, category, role, tier, language, hermes_score, flagged"
+            "GROUP BY status, category, role, tier, language, band, flagged"
         )
     ]
 
@@ -52,7 +54,7 @@ def count_everything(connection: sqlite3.Connection) -> Statistics:
     by_status: Counter[str] = Counter()
     for group, examples in groups:
         by_status[str(group["status"])] += examples
-    by_score = table(lambda group: score_band(group["hermes_score"]))
+    by_score = column("band")
     return Statistics(
         examples=by_status.total(),
         accepted=by_status["accepted"],
@@ -64,10 +66,3 @@ def count_everything(connection: sqlite3.Connection) -> Statistics:
         by_language=column("language"),
         by_score={band: by_score.get(band, {}) for band in (*(name for name, _ in SCORE_BANDS), UNSCORED)},
     )
-
-
-def score_band(score: object) -> str:
-    """The band of a score; `unscored` without one."""
-    if not isinstance(score, int):
-        return UNSCORED
-    return next(name for name, least in SCORE_BANDS if score >= least)

@@ -15,8 +15,8 @@ from typing import Any
 from karma_electric.conversation import Conversation, parse_conversation, parse_text
 from karma_electric.errors import InputError, IntegrityError, KarmaError, shown
 from karma_electric.training_db.hashes import check_content
-from karma_electric.training_db.params import ExportParams
 from karma_electric.training_db.schema import SCHEMA_VERSION, migrate, schema_version
+from karma_electric.training_db.selection import Selection
 
 BUSY_TIMEOUT_MS = 5000
 MAX_UPGRADE_IN_MEMORY_BYTES = 64 * 1024 * 1024
@@ -33,6 +33,7 @@ class StoredExample:
     source: str
     category: str
     role: str
+    reasoning: str | None
     conversation: Conversation
 
 
@@ -151,23 +152,19 @@ def nearest_ids(connection: sqlite3.Connection, id_: str, limit: int = 3) -> lis
     return [other for _, other in heapq.nsmallest(limit, scored())]
 
 
-def accepted_examples(connection: sqlite3.Connection, params: ExportParams, where: str) -> Iterator[StoredExample]:
-    """The accepted rows that the parameters let through, in the order (category, id).
+def accepted_examples(connection: sqlite3.Connection, selection: Selection, where: str) -> Iterator[StoredExample]:
+    """The accepted rows that the selection lets through, in the order (category, id).
 
     Raises InputError, starting with `where`, for a row that another program has spoilt, and IntegrityError for one
     whose content is not what its hash says.
     """
+    condition, values = selection.in_sql()
     rows = connection.execute(
-        "SELECT id, source, category, role, conversations, content_sha256, hermes_score, template_flag, tier "
-        "FROM examples WHERE status = 'accepted' ORDER BY category, id"
+        "SELECT id, source, category, role, conversations, content_sha256, reasoning "  # noqa: S608 - names of ours
+        f"FROM examples WHERE {condition} ORDER BY category, id",
+        values,
     )
     for row in rows:
-        if params.exclude_templates and row["template_flag"]:
-            continue
-        if params.min_score is not None and row["hermes_score"] is not None and row["hermes_score"] < params.min_score:
-            continue
-        if params.tiers is not None and row["tier"] not in params.tiers:
-            continue
         row_where = f"{where}: example {shown(row['id'])}"
         check_content(row, where)
         texts = {name: parse_text(row[name], f"{row_where}: {name}") for name in ("id", "source", "category")}
@@ -175,7 +172,7 @@ def accepted_examples(connection: sqlite3.Connection, params: ExportParams, wher
             conversation = parse_conversation(json.loads(row["conversations"]), row_where)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{row_where}: conversations is not JSON; restore the row") from error
-        yield StoredExample(role=row["role"], conversation=conversation, **texts)
+        yield StoredExample(role=row["role"], reasoning=row["reasoning"], conversation=conversation, **texts)
 
 
 def count_examples(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
