@@ -95,7 +95,7 @@ def _lines(
     )
     for row in rows:
         check_content(row, where)
-        stored = _without_system_turns(row["conversations"], f"{where}: example {shown(row['id'])}")
+        stored = _without_system_turns(row, where)
         prompt = turns.get(row["category"], turns.get(None, ""))
         reasoning = f',"reasoning":{encode(row["reasoning"])}' if with_reasoning and row["reasoning"] else ""
         line = (
@@ -105,8 +105,9 @@ def _lines(
         yield row, line.encode("utf-8")
 
 
-def _without_system_turns(stored: str, where: str) -> str:
-    """Canonical JSON of the conversation in canonical JSON. InputError for what is no conversation."""
+def _without_system_turns(row: sqlite3.Row, where: str) -> str:
+    """The row's conversation in canonical JSON. InputError for what is no conversation."""
+    stored: str = row["conversations"]
     messages = json.loads(stored)
     expected = "user"
     sound = isinstance(messages, list) and bool(messages)
@@ -115,7 +116,7 @@ def _without_system_turns(stored: str, where: str) -> str:
         expected = "user" if expected == "assistant" else "assistant"
     if sound and expected == "user":
         return stored
-    conversation = parse_conversation(messages, where)
+    conversation = parse_conversation(messages, f"{where}: example {shown(row['id'])}")
     return canonical_json([message.as_dict() for message in with_prompt(conversation, None)])
 
 
