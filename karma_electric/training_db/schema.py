@@ -175,10 +175,6 @@ END;
 CREATE TRIGGER examples_are_not_renamed BEFORE UPDATE OF id ON examples WHEN new.id IS NOT old.id BEGIN
     SELECT raise(ABORT, 'an example keeps its id');
 END;
-CREATE TRIGGER examples_after_insert AFTER INSERT ON examples BEGIN
-    INSERT INTO examples_fts (rowid, id, conversations, category)
-    VALUES (new.rowid, new.id, {text of new}, new.category);
-END;
 CREATE TRIGGER examples_after_update AFTER UPDATE OF conversations, category ON examples BEGIN
     INSERT INTO examples_fts (examples_fts, rowid, id, conversations, category)
     VALUES ('delete', old.rowid, old.id, {text of old}, old.category);
@@ -187,7 +183,21 @@ CREATE TRIGGER examples_after_update AFTER UPDATE OF conversations, category ON 
 END;
 """
 
-_MIGRATIONS = (_FIRST, re.sub(r"\{text of (\w+)\}", lambda found: _text_of(found[1]), _SECOND))
+INDEX_TRIGGER_NAME = "examples_after_insert"
+_INDEX_TRIGGER = """
+CREATE TRIGGER examples_after_insert AFTER INSERT ON examples BEGIN
+    INSERT INTO examples_fts (rowid, id, conversations, category)
+    VALUES (new.rowid, new.id, {text of new}, new.category);
+END;
+"""
+
+
+def _filled(script: str) -> str:
+    return re.sub(r"\{text of (\w+)\}", lambda found: _text_of(found[1]), script)
+
+
+INDEX_TRIGGER = _filled(_INDEX_TRIGGER)
+_MIGRATIONS = (_FIRST, _filled(_SECOND) + INDEX_TRIGGER)
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
