@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from karma_electric.canonical import canonical_json
 from karma_electric.errors import InputError, shown
+from karma_electric.training_db.full_text import DeferredIndex
 from karma_electric.training_db.hashes import COLUMNS
 from karma_electric.training_db.history import Ledger
 from karma_electric.training_db.import_rows import BadRow, ImportRow, read_import_lines
@@ -83,7 +84,7 @@ def import_examples(
         run.count["bad"] = bad
         for item in itertools.chain(first, items):
             run.take(item)
-        run.refuse_or_go_on(file, strict=strict)
+        run.finish(file, strict=strict)
     return ImportCounts(**{name: run.count[name] for name in ImportCounts.__slots__})
 
 
@@ -104,6 +105,7 @@ class _Import:
         self.defaults = defaults
         self.report = report
         self.count: Counter[str] = Counter()
+        self.index = DeferredIndex(connection)
 
     def take(self, item: Item) -> None:
         """Count, compare or store one item."""
@@ -115,7 +117,7 @@ class _Import:
         else:
             self._take_row(item)
 
-    def refuse_or_go_on(self, file: Path, *, strict: bool) -> None:
+    def finish(self, file: Path, *, strict: bool) -> None:
         """Raise InputError, which undoes the transaction, for conflicts without a choice and, if strict, bad rows."""
         if self.count["refused"]:
             raise InputError(
@@ -124,6 +126,7 @@ class _Import:
             )
         if strict and self.count["bad"]:
             raise InputError(f"{file}: {self.count['bad']} bad rows; nothing was written")
+        self.index.close()
 
     def _take_row(self, row: ImportRow) -> None:
         found = self._find(row, row.values["id"])
@@ -145,6 +148,7 @@ class _Import:
             self.count["kept"] += 1
             self.report(f"{conflict}; kept what is there")
         elif self.on_conflict == "replace":
+            self.index.catch_up()
             self.ledger.change(row.table, found, row.values, row.detail)
             self.count["replaced"] += 1
             self.report(f"{conflict}; replaced")

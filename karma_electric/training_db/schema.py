@@ -178,17 +178,27 @@ END;
 CREATE TRIGGER examples_are_not_renamed BEFORE UPDATE OF id ON examples WHEN new.id IS NOT old.id BEGIN
     SELECT raise(ABORT, 'an example keeps its id');
 END;
-CREATE TRIGGER examples_after_insert AFTER INSERT ON examples BEGIN
-    INSERT INTO examples_fts (rowid, id, conversations, category)
-    VALUES (new.rowid, new.id, {text of new}, new.category);
-    UPDATE examples SET language = {language of new} WHERE rowid = new.rowid AND language <> {language of new};
+CREATE TRIGGER examples_language_after_insert AFTER INSERT ON examples
+WHEN new.language <> {language of new} BEGIN
+    UPDATE examples SET language = {language of new} WHERE rowid = new.rowid;
+END;
+CREATE TRIGGER examples_language_after_update AFTER UPDATE OF conversations ON examples
+WHEN new.language <> {language of new} BEGIN
+    UPDATE examples SET language = {language of new} WHERE rowid = new.rowid;
 END;
 CREATE TRIGGER examples_after_update AFTER UPDATE OF conversations, category ON examples BEGIN
     INSERT INTO examples_fts (examples_fts, rowid, id, conversations, category)
     VALUES ('delete', old.rowid, old.id, {text of old}, old.category);
     INSERT INTO examples_fts (rowid, id, conversations, category)
     VALUES (new.rowid, new.id, {text of new}, new.category);
-    UPDATE examples SET language = {language of new} WHERE rowid = new.rowid AND language <> {language of new};
+END;
+"""
+
+INDEX_TRIGGER_NAME = "examples_after_insert"
+_INDEX_TRIGGER = """
+CREATE TRIGGER examples_after_insert AFTER INSERT ON examples BEGIN
+    INSERT INTO examples_fts (rowid, id, conversations, category)
+    VALUES (new.rowid, new.id, {text of new}, new.category);
 END;
 """
 
@@ -199,7 +209,8 @@ def _filled(script: str) -> str:
     return re.sub(r"\{language of (\w+)\}", lambda found: language_in_sql(f"{found[1]}.conversations"), script)
 
 
-_MIGRATIONS = (_FIRST, _filled(_SECOND))
+INDEX_TRIGGER = _filled(_INDEX_TRIGGER)
+_MIGRATIONS = (_FIRST, _filled(_SECOND) + INDEX_TRIGGER)
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
