@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from karma_electric.canonical import parse_json_object, read_json_object
 from karma_electric.errors import InputError, SetupError, shown
@@ -43,7 +43,7 @@ class SetLineage:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseLineage:
-    """A tag, and what the manifest of one of its sets says: `is_known` is false when the manifest can't be read here."""
+    """A tag, and what the manifest of one of its sets says; `is_known` is false when it can't be read here."""
 
     tag: str
     name: str

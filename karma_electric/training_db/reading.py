@@ -69,6 +69,17 @@ def rows_with_template_flag(connection: sqlite3.Connection) -> dict[str, list[st
     return found
 
 
+def texts_of_rows(connection: sqlite3.Connection, statuses: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(id, what user and assistant say) of the rows of these statuses, ordered by category and id."""
+    query = (
+        "SELECT id, conversations FROM examples "  # noqa: S608 - the values are bound
+        f"WHERE status IN ({', '.join('?' * len(statuses))}) ORDER BY category, id"
+    )
+    for id_, conversations in connection.execute(query, tuple(statuses)):
+        turns = json.loads(conversations)
+        yield id_, "\n".join(turn["content"] for turn in turns if turn["role"] != "system")
+
+
 def rows_to_review(
     connection: sqlite3.Connection,
     mode: ReviewMode,
