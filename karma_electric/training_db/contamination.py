@@ -3,10 +3,11 @@
 Texts are compared as words, without case, accents and punctuation. An item's text is in a turn when one of three
 things holds:
 
-- copied: they share 30% of the shorter one's runs of three words, and at least three of them. Rows and items that were
-  written apart share 20% at most (two runs), a copy in which every fifth word was changed about half;
+- copied: they share 30% of the shorter one's runs of three words, at least three of them, with three telling words.
+  Rows and items that were written apart share 20% at most (two runs), a copy in which every fifth word was changed
+  about half;
 - reworded: half of the text's telling words, and at least four, stand in one stretch of the turn. Words count by their
-  first six letters, so that endings don't matter; common words don't count;
+  first six letters, so that endings don't matter; common and short words don't tell;
 - the same words, for a text or turn that is too short for runs.
 
 A translation, or a rewording that keeps few words, is not seen: such rows are for a person to find.
@@ -29,6 +30,7 @@ from karma_electric.training_db.texts import Grams, grams, words
 GRAM_WORDS = 3
 LEAST_COPIED_SHARE = 0.3
 LEAST_COPIED_GRAMS = 3
+LEAST_COPIED_WORDS = 3  # telling ones, so that a frame such as "how do I talk to" is no copy
 LEAST_WORDS_OF_A_COPY = 8  # a shorter turn, such as a greeting, is inside many texts
 LEAST_REWORDED_PERCENT = 50
 LEAST_REWORDED_WORDS = 4
@@ -170,7 +172,9 @@ class GateIndex:
             if len(spoken) >= LEAST_WORDS_OF_A_COPY:
                 shorter = min(shorter, len(own))
             share = len(common) / shorter
-            if len(common) >= LEAST_COPIED_GRAMS and share >= LEAST_COPIED_SHARE:
+            telling = {stem for gram in common for word in gram if (stem := _stem(word))}
+            enough = len(telling) >= min(LEAST_COPIED_WORDS, len(self._texts[index].stems))
+            if len(common) >= LEAST_COPIED_GRAMS and share >= LEAST_COPIED_SHARE and enough:
                 yield index, "copied", share, " / ".join(" ".join(gram) for gram in sorted(common))
 
     def _reworded(self, spoken: list[str]) -> Iterator[tuple[int, Kind, float, str]]:

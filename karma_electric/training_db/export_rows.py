@@ -69,7 +69,8 @@ def export_rows(
                 size_bytes += stream.write(line + b"\n")
                 hashed.update(line + b"\n")
         if not rows:
-            raise InputError(f"{database}: no accepted row fits the filters; leave one out")
+            unscored = "" if selection.min_score is None else " (a row without a score reaches no least score)"
+            raise InputError(f"{database}: no accepted row fits the filters{unscored}; leave one out")
         described.write(manifest, file_sha256=hashed.hexdigest())
     return Exported(rows=rows, size_bytes=size_bytes, sha256=hashed.hexdigest())
 
