@@ -13,10 +13,12 @@ from typing import Any
 
 from karma_electric.canonical import canonical_json, read_json_lines
 from karma_electric.errors import InputError, IntegrityError, shown
+from karma_electric.integrity import atomic_file
 from karma_electric.training_db.full_text import DeferredIndex
 from karma_electric.training_db.hashes import EXAMPLE_COLUMNS, PROMPT_COLUMNS, check_content
-from karma_electric.training_db.schema import SCHEMA_VERSION, migrate
-from karma_electric.training_db.store import BUSY_TIMEOUT_MS, check_database, open_to_read
+from karma_electric.training_db.history import check_database
+from karma_electric.training_db.schema import SCHEMA_VERSION, migrate, schema_version
+from karma_electric.training_db.store import BUSY_TIMEOUT_MS, open_to_read
 
 _HISTORY_COLUMNS = (
     "number", "at", "command", "detail", "subject", "id", "before_sha256", "after_sha256", "reverse_patch",
@@ -28,6 +30,7 @@ _TABLES: dict[str, tuple[tuple[str, ...], str]] = {
     "exports": (("number", "record"), "number"),
     "history": (_HISTORY_COLUMNS, "number"),
 }
+_SQLITE_DONE = 101
 _JSON_COLUMNS = ("conversations", "record", "reverse_patch")
 
 
@@ -47,6 +50,12 @@ def dump_lines(database: Path) -> Iterator[str]:
                     check_content(row, str(database))
                 fields = ",".join(f'"{name}":{_dump_value(name, row[name], encode)}' for name in columns)
                 yield f'{{"{table}":{{{fields}}}}}\n'
+
+
+def write_dump(database: Path, output: Path) -> None:
+    """Write the dump to a file, whole or not at all. Raises as `dump_lines` does."""
+    with atomic_file(output) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.writelines(dump_lines(database))
 
 
 def restore(dump: Path, database: Path, *, replace: bool = False) -> int:
@@ -143,12 +152,18 @@ def _put_in_place(temporary: Path, database: Path) -> None:
 
 def _overwrite(temporary: Path, database: Path) -> None:
     """Copy every page over, in one transaction of the database, so that its other users are safe."""
+
+    def refuse_to_wait(status: int, _remaining: int, _total: int) -> None:
+        if status != _SQLITE_DONE:  # sqlite3 would try again for ever
+            raise InputError(f"{database}: another program is writing; nothing was restored; try again after it")
+
     with (
         contextlib.closing(sqlite3.connect(temporary)) as source,
         contextlib.closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_MS / 1000)) as target,
     ):
+        schema_version(target, str(database))  # refuses another program's file
         target.execute("PRAGMA journal_mode = WAL")
-        source.backup(target)
+        source.backup(target, progress=refuse_to_wait)
         target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

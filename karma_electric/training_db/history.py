@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from karma_electric.canonical import canonical_json
-from karma_electric.errors import IntegrityError, shown
+from karma_electric.errors import InputError, IntegrityError, shown
 from karma_electric.training_db.hashes import COLUMNS, content_sha256, row_sha256
+from karma_electric.training_db.store import find_example
 from karma_electric.training_db.text_patch import apply_hunks, reverse_hunks
 
 Table = Literal["examples", "system_prompts"]
@@ -146,9 +147,53 @@ def states(connection: sqlite3.Connection, table: Table, id_: str) -> Iterator[t
     raise IntegrityError(f"history: does not say how {shown(id_)} came to be; {_RESTORE}")
 
 
+def known_to_history(connection: sqlite3.Connection, id_: str) -> None:
+    """Raise InputError, with the nearest ids, for an id of which history says nothing."""
+    if connection.execute("SELECT 1 FROM history WHERE id = ? LIMIT 1", (id_,)).fetchone() is None:
+        find_example(connection, id_)
+
+
+def state_at(connection: sqlite3.Connection, id_: str, number: int) -> dict[str, Any]:
+    """The whole example as the row of history `number` left it. Raises InputError when that is about another row."""
+    for entry, row in states(connection, "examples", id_):
+        if entry.number == number:
+            return {**row, "conversations": json.loads(row["conversations"])}
+    raise InputError(f"history {number} is not about {shown(id_)}; `karma db history {id_}` lists its numbers")
+
+
+def check_database(connection: sqlite3.Connection, where: str) -> None:
+    """Raise IntegrityError unless pages, constraints, full-text index, hashes and history agree.
+
+    Every row must be what its last row of history says. The connection must be able to write (the index's own check is
+    an INSERT), and is left without a change.
+    """
+    faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+    if faults != ["ok"]:
+        raise IntegrityError(f"{where}: {'; '.join(faults)}; restore it with git")
+    try:
+        connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
+    except sqlite3.DatabaseError as error:
+        raise IntegrityError(f"{where}: its full-text index does not fit its rows ({error}); restore it") from error
+    check_history(connection, where)
+
+
 def check_history(connection: sqlite3.Connection, where: str) -> None:
-    """Raise IntegrityError unless every row has the content of its hash and is what its last row of history left."""
+    """Raise IntegrityError unless every row is what its history says.
+
+    Compared are its hash of content, its last row of history, and that each row of history begins where the one before
+    it ended. `states` applies the patches as well.
+    """
+    query = (
+        "SELECT number FROM (SELECT number, before_sha256, "
+        "lag(after_sha256) OVER (PARTITION BY subject, id ORDER BY number) AS earlier FROM history) "
+        "WHERE before_sha256 IS NOT earlier LIMIT 1"
+    )
+    for (number,) in connection.execute(query):
+        raise IntegrityError(f"{where}: history {number} does not follow from the row before it; {_RESTORE}")
     for table in ("examples", "system_prompts"):
+        orphan = f"SELECT id FROM history WHERE subject = '{table}' AND id NOT IN (SELECT id FROM {table}) LIMIT 1"  # noqa: S608
+        for (id_,) in connection.execute(orphan):
+            raise IntegrityError(f"{where}: {table} {shown(id_)} is in history only; {_RESTORE}")
         query = (
             f"SELECT {table}.*, (SELECT after_sha256 FROM history WHERE subject = '{table}' AND id = {table}.id "  # noqa: S608
             f"ORDER BY number DESC LIMIT 1) AS last FROM {table}"

@@ -217,9 +217,11 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 
 def schema_version(connection: sqlite3.Connection, name: str) -> int:
     """How many migrations have run: 0 for an empty file. Another program's file, or a newer one, is an InputError."""
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    done = connection.execute("PRAGMA user_version").fetchone()[0]
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    # One statement, so one moment: another program may be making the tables.
+    application_id, done, tables = connection.execute(
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version), "
+        "(SELECT count(*) FROM sqlite_master)"
+    ).fetchone()
     if application_id not in (0, APPLICATION_ID) or (application_id == 0 and tables):
         raise InputError(f"{name}: an SQLite file of another program; expected a training database of this project")
     if done > SCHEMA_VERSION:

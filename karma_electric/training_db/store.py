@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from karma_electric.conversation import Conversation, parse_conversation, parse_text
-from karma_electric.errors import InputError, IntegrityError, KarmaError, shown
+from karma_electric.errors import InputError, KarmaError, shown
 from karma_electric.training_db.hashes import check_content
 from karma_electric.training_db.schema import SCHEMA_VERSION, migrate, schema_version
 from karma_electric.training_db.selection import Selection
@@ -182,24 +182,6 @@ def count_examples(connection: sqlite3.Connection) -> dict[str, dict[str, int]]:
     for category, status, count in connection.execute(query):
         counts.setdefault(category, {})[status] = count
     return counts
-
-
-def check_database(connection: sqlite3.Connection, where: str) -> None:
-    """Raise IntegrityError unless pages, constraints, full-text index, hashes and history agree.
-
-    Every row must be what its last row of history says. The connection must be able to write (the index's own check is
-    an INSERT), and is left without a change.
-    """
-    from karma_electric.training_db.history import check_history
-
-    faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
-    if faults != ["ok"]:
-        raise IntegrityError(f"{where}: {'; '.join(faults)}; restore it with git")
-    try:
-        connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
-    except sqlite3.DatabaseError as error:
-        raise IntegrityError(f"{where}: its full-text index does not fit its rows ({error}); restore it") from error
-    check_history(connection, where)
 
 
 def _upgraded(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,3 +12,8 @@ DEFAULT_DATABASE = Path("data/training.db")
 
 Database = Annotated[Path, typer.Option("--db", help="The database file.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+def now() -> datetime.datetime:
+    """The time that history records."""
+    return datetime.datetime.now(datetime.UTC)

@@ -1,8 +1,7 @@
-"""Commands that write to the training database, and those that carry it: dump, restore, history."""
+"""Commands that write to the training database, one transaction each."""
 
 from __future__ import annotations
 
-import datetime
 import enum
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database
+from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, now
 from karma_electric.errors import InputError
 
 Id = Annotated[str, typer.Argument(help="The id of an example.")]
@@ -31,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command("accept")(accept)
     app.command("reject")(reject)
     app.command("archive")(archive)
+    app.command("prompt")(prompt)
     app.command("upgrade")(upgrade)
 
 
@@ -57,7 +57,7 @@ def import_rows(
     counts = import_examples(
         database,
         file,
-        added_at=_now(),
+        added_at=now(),
         on_conflict=on_conflict.value if on_conflict else None,
         strict=strict,
         defaults=defaults,
@@ -79,7 +79,7 @@ def accept(ids: Ids, database: Database = DEFAULT_DATABASE) -> None:
     from karma_electric.training_db.store import open_to_write
 
     with open_to_write(existing(database)) as connection:
-        changed = [(id_, curation.accept(connection, id_, at=_now())) for id_ in ids]
+        changed = [(id_, curation.accept(connection, id_, at=now())) for id_ in ids]
     _say_changed(changed, "accepted")
 
 
@@ -96,7 +96,7 @@ def reject(
     from karma_electric.training_db.store import open_to_write
 
     with open_to_write(existing(database)) as connection:
-        changed = curation.reject(connection, id_, reason, at=_now())
+        changed = curation.reject(connection, id_, reason, at=now())
     _say_changed([(id_, changed)], "rejected")
 
 
@@ -109,8 +109,28 @@ def archive(ids: Ids, database: Database = DEFAULT_DATABASE) -> None:
     from karma_electric.training_db.store import open_to_write
 
     with open_to_write(existing(database)) as connection:
-        changed = [(id_, curation.archive(connection, id_, at=_now())) for id_ in ids]
+        changed = [(id_, curation.archive(connection, id_, at=now())) for id_ in ids]
     _say_changed(changed, "archived")
+
+
+def prompt(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The name that exports use.")],
+    file: Annotated[Path, typer.Argument(help="The prompt's text, UTF-8.")],
+    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Add a system prompt, or replace its text; the earlier one stays in history.
+
+    Example: karma db prompt persona data/prompts/persona.txt
+    """
+    from karma_electric.prompts import read_prompt
+    from karma_electric.training_db.curation import set_system_prompt
+    from karma_electric.training_db.store import open_to_write
+
+    content = read_prompt(file)
+    with open_to_write(existing(database)) as connection:
+        changed = set_system_prompt(connection, id_, content, description, at=now())
+    _say(f"{id_}: stored" if changed else f"{id_}: is there with this text already")
 
 
 def upgrade(database: Database = DEFAULT_DATABASE) -> None:
@@ -130,10 +150,6 @@ def existing(database: Path) -> Path:
     if not database.is_file():
         raise InputError(f"{database}: missing; expected the training database (git restores it)")
     return database
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
 
 
 def _say(line: str) -> None:
