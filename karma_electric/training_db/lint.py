@@ -171,7 +171,8 @@ def _structure(conversations: object) -> Iterator[tuple[str, str]]:
             continue
         elif role != expected:
             yield "role-order", f"turn {number} is of role {role!r}, expected {expected!r}"
-        expected = "assistant" if role == "user" else "user"
+        spoken = role if role in ROLES else expected
+        expected = "assistant" if spoken == "user" else "user"
     if expected == "assistant":
         yield "role-order", "the last turn is the user's, so there is nothing to learn"
 
