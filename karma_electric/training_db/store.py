@@ -227,7 +227,7 @@ def _check_unchanged(path: Path, before: tuple[int, int, int]) -> None:
 
 
 def _keep_a_log(connection: sqlite3.Connection) -> None:
-    """Switch to the write-ahead log. Unlike other statements, this one is refused at once while another program reads."""
+    """Switch to the write-ahead log; this statement does not wait by itself while another program reads."""
     give_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
     while True:
         try:
