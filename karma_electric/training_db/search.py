@@ -70,7 +70,8 @@ def search(
     with_words = [term for term in terms if term.has_words()]
     condition, arguments = _filters(statuses, categories)
     if with_words:
-        rows = _ranked(connection, " ".join(term.as_fts() for term in with_words), condition, arguments)
+        most = None if symbols else limit  # of what the index finds, the texts may leave out some
+        rows = _ranked(connection, " ".join(term.as_fts() for term in with_words), condition, arguments, most)
     else:
         rows = _scanned(connection, [_folded(term.text) for term in terms], condition, arguments)
     found: list[Found] = []
@@ -110,16 +111,16 @@ def _filters(statuses: Sequence[str], categories: Sequence[str]) -> tuple[str, l
 
 
 def _ranked(
-    connection: sqlite3.Connection, match: str, condition: str, arguments: list[str]
+    connection: sqlite3.Connection, match: str, condition: str, arguments: list[str], most: int | None
 ) -> Iterator[tuple[int, float]]:
-    """(rowid, score) by BM25, best first. FTS5 gives better matches a lower number; the score turns that round."""
+    """(rowid, score) by BM25, the best first and at most `most`. FTS5 gives better matches a lower number; the score turns that round."""
     weights = f"bm25({_ID_WEIGHT}, {_TEXT_WEIGHT}, {_CATEGORY_WEIGHT})"
     join = "JOIN examples ON examples.rowid = examples_fts.rowid" if condition else ""
     query = (
         f"SELECT examples_fts.rowid, rank FROM examples_fts {join} "  # noqa: S608 - names of ours; values are bound
-        f"WHERE examples_fts MATCH ? AND rank MATCH '{weights}'{condition} ORDER BY rank, examples_fts.rowid"
+        f"WHERE examples_fts MATCH ? AND rank MATCH '{weights}'{condition} ORDER BY rank, examples_fts.rowid LIMIT ?"
     )
-    for rowid, rank in connection.execute(query, (match, *arguments)):
+    for rowid, rank in connection.execute(query, (match, *arguments, -1 if most is None else most)):
         yield rowid, -rank
 
 

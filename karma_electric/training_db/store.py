@@ -7,6 +7,7 @@ import heapq
 import json
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def open_to_write(path: Path) -> Iterator[sqlite3.Connection]:
         ) as connection:
             connection.row_factory = sqlite3.Row
             migrate(connection, str(path))  # first: it refuses another program's file, which stays as it is
-            connection.execute("PRAGMA journal_mode = WAL")
+            _keep_a_log(connection)
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA secure_delete = OFF")  # else pages of merged index segments are zeroed first
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIBIBYTES}")
@@ -103,7 +104,7 @@ def open_to_write(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("COMMIT")
             _empty_log(connection, path)
     except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", None) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if not _is_busy(error):
             raise InputError(f"{path}: {error}; nothing was written") from error
         raise InputError(f"{path}: another program is writing; nothing was written; try again after it") from error
     except sqlite3.DatabaseError as error:
@@ -220,6 +221,25 @@ def _check_unchanged(path: Path, before: tuple[int, int, int]) -> None:
         unchanged = False
     if not unchanged:
         raise InputError(f"{path}: was written to while it was read; run the command again")
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log; this statement does not wait by itself while another program reads."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error) or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    # the lowest byte is the code; the others tell where
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _empty_log(connection: sqlite3.Connection, path: Path) -> None:
