@@ -113,7 +113,7 @@ def _filters(statuses: Sequence[str], categories: Sequence[str]) -> tuple[str, l
 def _ranked(
     connection: sqlite3.Connection, match: str, condition: str, arguments: list[str], most: int | None
 ) -> Iterator[tuple[int, float]]:
-    """(rowid, score) by BM25, the best first and at most `most`. FTS5 gives better matches a lower number; the score turns that round."""
+    """(rowid, score) by BM25, the best first, at most `most`. FTS5 gives better matches lower numbers; turned round."""
     weights = f"bm25({_ID_WEIGHT}, {_TEXT_WEIGHT}, {_CATEGORY_WEIGHT})"
     join = "JOIN examples ON examples.rowid = examples_fts.rowid" if condition else ""
     query = (
