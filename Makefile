@@ -35,7 +35,8 @@ test: install ## Every kind of fault at least once, at fixed seeds
 test-long: install ## The full counts
 	pytest -q --long
 
-check: install ## Format, lint, types: run it before a commit
+check: install ## Format, lint, types, no unwritten data: run it before a commit
+	@[ ! -s data/training.db-wal ] || { echo "error: data/training.db-wal: holds changes that the file in git lacks; run karma db upgrade" >&2; exit 1; }
 	ruff format --check .
 	ruff check .
 	mypy

@@ -15,7 +15,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 
 def canonical_json(value: object) -> str:
     """Compact JSON with sorted keys, UTF-8 text and no NaN. Equal values give equal text."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def readable_json(value: object) -> str:
@@ -70,25 +70,27 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> dict[str
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     """The object in UTF-8 JSON; `where` starts every error.
 
-    Raises InputError for text that is not UTF-8 or not JSON, a duplicated key, a number that is not finite, or a value
-    that is not an object.
+    Raises InputError as `parse_json` does, and for a value that is not an object.
+    """
+    value = parse_json(data, where, expected="one JSON object")
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: found a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def parse_json(data: bytes, where: str, *, expected: str = "JSON") -> Any:
+    """The value in UTF-8 JSON; `where` starts every error.
+
+    Raises InputError for text that is not UTF-8 or not JSON, a duplicated key, and a number that is not finite.
     """
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite,
-        )
+        return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from error
     except RecursionError as error:
         raise InputError(f"{where}: nested too deeply") from error
     except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error}); expected one JSON object") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: found a {type(value).__name__}, expected a JSON object")
-    return value
+        raise InputError(f"{where}: not JSON ({error}); expected {expected}") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -109,3 +111,8 @@ def _finite(digits: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{digits[:80]} is too large for a number")
     return value
+
+
+# Made once: json.dumps and json.loads with options make a new one for every call.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite)

@@ -84,13 +84,19 @@ def parse_example(row: Mapping[str, Any], where: str) -> Example:
 
 def read_examples(path: Path) -> Iterator[Example]:
     """The examples of an exported set; an id that stands twice is an error."""
+    for _, example in read_numbered_examples(path):
+        yield example
+
+
+def read_numbered_examples(path: Path) -> Iterator[tuple[int, Example]]:
+    """(line number from 1, example) of an exported set; an id that stands twice is an error."""
     seen: dict[str, int] = {}
     for number, row in read_json_lines(path):
         example = parse_example(row, f"{path}:{number}")
         if example.id in seen:
             raise InputError(f"{path}:{number}: the id {shown(example.id)} stands already in line {seen[example.id]}")
         seen[example.id] = number
-        yield example
+        yield number, example
 
 
 def parse_text(value: object, where: str) -> str:

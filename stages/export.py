@@ -1,7 +1,8 @@
 """Make one training set: the rows of its source, with the patches of its version.
 
     python -m stages.export --params params.yaml --source data/sets/v7.jsonl --patches data/patches/v8 \\
-        --persona-prompt data/prompts/persona.txt --evaluator-prompt data/prompts/evaluator.txt \\
+        --suites data/suites --persona-prompt data/prompts/persona.txt \\
+        --evaluator-prompt data/prompts/evaluator.txt \\
         --output data/sets/v8.jsonl --manifest data/sets/v8.manifest.json
 """
 
@@ -19,6 +20,7 @@ def work(parsed: argparse.Namespace) -> None:
     export_set(
         parsed.source,
         patches=parsed.patches,
+        suites=parsed.suites,
         persona_prompt=parsed.persona_prompt,
         evaluator_prompt=parsed.evaluator_prompt,
         output=parsed.output,
@@ -28,5 +30,5 @@ def work(parsed: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    paths = ("source", "patches", "persona-prompt", "evaluator-prompt", "output", "manifest")
+    paths = ("source", "patches", "suites", "persona-prompt", "evaluator-prompt", "output", "manifest")
     run_stage(arguments(__doc__, *paths), work)

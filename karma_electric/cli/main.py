@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from karma_electric.cli import build, db
+from karma_electric.cli import build
+from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
 app = typer.Typer(
@@ -17,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 build.register(app)
-app.add_typer(db.app, name="db")
+app.add_typer(db, name="db")
 
 
 def main() -> None:

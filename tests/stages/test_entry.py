@@ -58,7 +58,7 @@ def test_a_foreign_interpreter_says_so_in_one_line(bare_interpreter: Path, name:
 
 
 def test_an_interpreter_that_ignores_site_packages_is_a_foreign_one() -> None:
-    paths = ["--source", "a", "--patches", "b", "--persona-prompt", "c", "--evaluator-prompt", "d"]
+    paths = ["--source", "a", "--patches", "b", "--suites", "s", "--persona-prompt", "c", "--evaluator-prompt", "d"]
     done = python("-S", *EXPORT, *paths, "--output", "e", "--manifest", "f")
     assert one_line_of(done, exit_code=2).startswith(f"{sys.executable} is not the project's interpreter")
 
@@ -95,6 +95,7 @@ def test_a_wrong_recipe_stops_a_stage_before_its_work(tmp_path: Path) -> None:
     import_rows(tmp_path / "t.db", [accepted("a")])
     (tmp_path / "patches").mkdir()
     paths = ["--source", "t.db", "--patches", "patches", "--output", "set.jsonl", "--manifest", "manifest.json"]
+    paths += ["--suites", str(ROOT / "data" / "suites")]
     prompts = ["--persona-prompt", "persona.txt", "--evaluator-prompt", "evaluator.txt"]
     line = one_line_of(python(*EXPORT, *paths, *prompts, folder=tmp_path), exit_code=1)
     assert line.startswith("params.yaml: interpolate.alpha: found 'abc'")

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-
 import pytest
 
 from karma_electric.prompts import read_prompt
 from karma_electric.suites.conduct import judge_redteam, judge_sexual_boundary
-from karma_electric.suites.items import Item, RedteamItem, Suites, read_suites
-from karma_electric.training_db.params import ExportParams
-from karma_electric.training_db.patches import read_patches
-from karma_electric.training_db.store import accepted_examples, open_to_read
+from karma_electric.suites.items import RedteamItem, Suites, read_suites
+from karma_electric.training_db.contamination import GateIndex, read_gate_texts
+from karma_electric.training_db.lint_sources import rows_of_database, rows_of_patches
+from karma_electric.training_db.store import open_to_read
 from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES
 
 SHIPPED = read_suites(SHIPPED_SUITES)
 DATABASE = REPOSITORY / "data" / "training.db"
 PATCHES = REPOSITORY / "data" / "patches"
-EVERY_ROW = ExportParams(min_score=None, exclude_templates=False, tiers=None)
-
-# Two texts written apart share a turn of phrase at most: one 5-gram, 5% of the shorter text in the shipped data. A copy
-# in which every tenth word was changed still shares half of its 5-grams.
-MOST_SHARED = 0.2
 
 BARE_REFUSALS = (
     "I can't help with that.",
@@ -37,68 +29,35 @@ BARE_REFUSALS = (
 REFUSAL_IS_THE_FAILURE = "coding-ethical"  # the category in which help is what the answer owes
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-def five_grams(text: str) -> set[tuple[str, ...]]:
-    found = words(text)
-    return {tuple(found[start : start + 5]) for start in range(len(found) - 4)}
-
-
-def shared(left: str, right: str) -> float:
-    """Share of the shorter text's word 5-grams that the other has, too; 1 for the same words."""
-    if words(left) == words(right):
-        return 1.0
-    first, second = five_grams(left), five_grams(right)
-    return len(first & second) / min(len(first), len(second)) if first and second else 0.0
-
-
-def texts_of(item: Item) -> Iterator[str]:
-    for value in item.model_dump(exclude={"id", "suite", "category", "fail_signals", "pass_signals"}).values():
-        yield from [value] if isinstance(value, str) else value
-
-
-def every_item() -> Iterator[Item]:
-    for name in Suites.model_fields:
-        yield from getattr(SHIPPED, name)
-
-
-def training_texts() -> Iterator[tuple[str, str]]:
-    """(where, text) of every turn that some set trains on."""
-    with open_to_read(DATABASE) as connection:
-        for row in accepted_examples(connection, EVERY_ROW, str(DATABASE)):
-            yield from ((row.id, message.content) for message in row.conversation if message.role != "system")
-    for folder in sorted(PATCHES.iterdir()):
-        for patch in read_patches(folder):
-            if patch.example is not None:
-                yield from ((patch.where, m.content) for m in patch.example.conversation if m.role != "system")
-
-
 def test_no_item_is_known_from_training() -> None:
-    trained = list(training_texts())
-    assert len(trained) > 400, "the training data was not found"
-    grams = [(where, text, five_grams(text)) for where, text in trained]
-    found = []
-    for item in every_item():
-        for text in texts_of(item):
-            own = five_grams(text)
-            found += [
-                f"{item.id} and {where}: {' / '.join(' '.join(gram) for gram in sorted(own & other))[:200]}"
-                for where, row_text, other in grams
-                if (own & other or not own) and shared(text, row_text) > MOST_SHARED
-            ]
-    assert not found, "\n".join(found)
+    """Of every set: rows of the database, and what patches add or replace."""
+    gate = GateIndex(read_gate_texts(SHIPPED_SUITES))
+    with open_to_read(DATABASE) as connection:
+        rows = [row for row in rows_of_database(connection, str(DATABASE)) if not row.is_pending]
+    rows += rows_of_patches(PATCHES)
+    assert len(rows) > 200, "the training data was not found"
+    hits = [hit for row in rows for hit in gate.hits(row.turns(), row=row.id, where=row.where)]
+    assert not hits, "\n".join(map(str, hits))
 
 
-def test_the_measure_sees_copies_and_near_copies() -> None:
-    text = SHIPPED.reward_hacking[0].better
-    every_tenth_changed = " ".join("other" if n % 10 == 9 else word for n, word in enumerate(text.split()))
-    assert shared(text, text.upper()) == 1
-    assert shared(text, f"They said: {text} And then they left.") == 1
-    assert shared(text, every_tenth_changed) > MOST_SHARED
-    assert shared("No.", "no") == 1
-    assert shared(text, SHIPPED.reward_hacking[0].worse) == 0
+def test_every_text_of_every_item_is_compared() -> None:
+    """The texts of the gate's own reading of the suites, and those that contamination looks for, are the same."""
+    judging = {
+        "id",
+        "suite",
+        "category",
+        "difficulty",
+        "attack_type",
+        "expected_behavior",
+        "fail_signals",
+        "pass_signals",
+    }
+    shown_to_a_model = set()
+    for name in Suites.model_fields:
+        for item in getattr(SHIPPED, name):
+            for value in item.model_dump(exclude=judging).values():
+                shown_to_a_model |= {value} if isinstance(value, str) else set(value)
+    assert {text.text for text in read_gate_texts(SHIPPED_SUITES)} == shown_to_a_model
 
 
 def refused(question: str) -> list[str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 from karma_electric.canonical import write_json_lines
+from karma_electric.training_db.history import check_database
 from karma_electric.training_db.importing import ImportCounts, import_examples
+from karma_electric.training_db.store import open_to_read, open_to_write
 
 ADDED_AT = "2026-11-21T10:00:00+00:00"
+NOW = datetime.datetime.fromisoformat(ADDED_AT)
 
 
 def row(id_: str, answer: str = "Good day.", **changes: Any) -> dict[str, Any]:
@@ -27,9 +33,31 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def import_rows(database: Path, rows: list[dict[str, Any]]) -> ImportCounts:
-    """Import rows through a file beside the database."""
-    import datetime
+def import_rows(database: Path, rows: list[dict[str, Any]], **options: Any) -> ImportCounts:
+    """Import rows through a file beside the database; strictly, unless `options` say otherwise."""
+    return import_file(database, write_rows(database.with_name("import.jsonl"), rows), **{"strict": True, **options})
 
-    file = write_rows(database.with_name("import.jsonl"), rows)
-    return import_examples(database, file, added_at=datetime.datetime.fromisoformat(ADDED_AT))
+
+def import_file(database: Path, file: Path, **options: Any) -> ImportCounts:
+    return import_examples(database, file, added_at=NOW, **options)
+
+
+def write_database(path: Path, script: str) -> Path:
+    """Run SQL on a database, as another program would."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(script)
+    return path
+
+
+def whole(database: Path) -> Path:
+    """The database, after a check of everything that can be checked."""
+    with open_to_write(database) as connection:
+        check_database(connection, str(database))
+    return database
+
+
+def stored(database: Path, table: str = "examples") -> list[dict[str, Any]]:
+    """Every row of a table, in the order of its first column."""
+    with open_to_read(database) as connection:
+        return [dict(found) for found in connection.execute(f"SELECT * FROM {table} ORDER BY 1")]

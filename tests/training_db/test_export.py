@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from karma_electric.canonical import write_json_lines
 from karma_electric.conversation import read_examples
 from karma_electric.errors import InputError
 from karma_electric.training_db.export import export_set
@@ -19,6 +20,12 @@ from tests.cli.running import ROOT
 from tests.training_db.rows import accepted, import_rows, row, write_rows
 
 PERSONA, EVALUATOR = "You are calm.", "You rate answers."
+ITEM = {
+    "id": "asking-001",
+    "suite": "asking",
+    "category": "papers",
+    "prompt": "My landlord kept the deposit because of a scratch that was on the oven door before I came. What now?",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Sets:
         export_set(
             self.folder / f"{below}.jsonl" if below else self.database,
             patches=self.folder / "patches" / version,
+            suites=self.folder / "suites",
             persona_prompt=self.folder / "persona.txt",
             evaluator_prompt=self.folder / "evaluator.txt",
             output=self.folder / f"{version}.jsonl",
@@ -59,6 +67,7 @@ class Sets:
 def sets(tmp_path: Path) -> Sets:
     (tmp_path / "persona.txt").write_text(PERSONA + "\n")
     (tmp_path / "evaluator.txt").write_text(EVALUATOR + "\n")
+    write_rows(tmp_path / "suites" / "asking.jsonl", [ITEM])
     return Sets(tmp_path)
 
 
@@ -110,9 +119,11 @@ def test_template_rows_are_left_out_or_kept(sets: Sets) -> None:
 
 @pytest.mark.parametrize(
     ("min_score", "ids"),
-    [(None, "zero one high none"), (0, "zero one high none"), (1, "one high none"), (40, "high none")],
+    [(None, "zero one high none"), (0, "zero one high"), (1, "one high"), (40, "high")],
 )
-def test_a_least_score_holds_for_scored_rows_and_zero_is_a_score(sets: Sets, min_score: int | None, ids: str) -> None:
+def test_a_row_without_a_score_reaches_no_least_score_and_zero_is_one(
+    sets: Sets, min_score: int | None, ids: str
+) -> None:
     scores = {"zero": 0, "one": 1, "high": 40, "none": None}
     import_rows(sets.database, [accepted(id_, hermes_score=score) for id_, score in scores.items()])
     sets.export(min_score=min_score)
@@ -214,6 +225,7 @@ def test_the_bytes_do_not_depend_on_process_folder_or_insertion_order(sets: Sets
     command = [
         sys.executable, "-m", "stages.export", "--params", str(ROOT / "params.yaml"),
         "--source", str(other_sets.database), "--patches", str(other / "patches" / "v6"),
+        "--suites", str(sets.folder / "suites"),
         "--persona-prompt", str(sets.folder / "persona.txt"), "--evaluator-prompt", str(sets.folder / "evaluator.txt"),
         "--output", "set.jsonl", "--manifest", "manifest.json",
     ]  # fmt: skip
@@ -262,6 +274,7 @@ def test_the_shipped_sets_can_be_exported(tmp_path: Path) -> None:
         export_set(
             below,
             patches=ROOT / "data" / "patches" / version,
+            suites=ROOT / "data" / "suites",
             persona_prompt=ROOT / "data" / "prompts" / "persona.txt",
             evaluator_prompt=ROOT / "data" / "prompts" / "evaluator.txt",
             output=output,
@@ -272,3 +285,47 @@ def test_the_shipped_sets_can_be_exported(tmp_path: Path) -> None:
         below = output
     assert sizes[0] >= 120
     assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_gate_item_in_the_database_stops_the_export(sets: Sets) -> None:
+    conversation = [
+        {"role": "user", "content": ITEM["prompt"].upper()},
+        {"role": "assistant", "content": "Write to him."},
+    ]
+    import_rows(sets.database, [accepted("a"), accepted("taught", conversations=conversation)])
+    with pytest.raises(InputError) as caught:
+        sets.export()
+    line = str(caught.value)
+    assert line.startswith(f"{sets.database}: 'taught' holds prompt of the gate item 'asking-001' (")
+    assert f"{sets.folder / 'suites' / 'asking.jsonl'}:1" in line
+    assert not (sets.folder / "v6.jsonl").exists()
+
+
+def test_a_gate_item_in_a_patch_or_a_lower_set_is_named_with_its_line(sets: Sets) -> None:
+    import_rows(sets.database, [accepted("a")])
+    sets.export("v7")
+    patch = sets.patch("v8", [row("fine"), row("taught", f"You told me: {ITEM['prompt']} That is for a court.")])
+    with pytest.raises(InputError, match=rf"^{patch}:2: 'taught' holds prompt of the gate item 'asking-001'"):
+        sets.export("v8", below="v7")
+    patch.unlink()
+    with (sets.folder / "v7.jsonl").open("ab") as stream:
+        stream.write(write_json_lines([row("lower", ITEM["prompt"])]))
+    with pytest.raises(InputError, match=r"v7\.jsonl:2: 'lower' holds prompt of the gate item 'asking-001'"):
+        sets.export("v8", below="v7")
+
+
+def test_a_gate_item_in_a_retired_or_replaced_row_is_no_matter(sets: Sets) -> None:
+    import_rows(
+        sets.database, [accepted("a"), accepted("retired", ITEM["prompt"]), accepted("replaced", ITEM["prompt"])]
+    )
+    sets.patch("v6", [{"op": "retire", "id": "retired"}, {"op": "replace", **row("replaced", "Write to him.")}])
+    sets.export()
+    assert sets.ids() == ["a", "replaced"]
+
+
+def test_other_items_change_no_byte_of_a_set(sets: Sets) -> None:
+    """So that a changed suite stops the rebuild at the export."""
+    import_rows(sets.database, [accepted("a")])
+    before = sets.export(), sets.manifest()
+    write_rows(sets.folder / "suites" / "more.jsonl", [{"id": "more-001", "turns": ["Something else, asked in full."]}])
+    assert (sets.export(), sets.manifest()) == before

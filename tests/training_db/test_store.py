@@ -1,20 +1,36 @@
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from karma_electric.errors import InputError
-from karma_electric.training_db.params import ExportParams
+from karma_electric.conversation import parse_example
+from karma_electric.errors import InputError, IntegrityError
+from karma_electric.training_db import schema
+from karma_electric.training_db.hashes import content_sha256
 from karma_electric.training_db.schema import APPLICATION_ID, ROLES, SCHEMA_VERSION, STATUSES
-from karma_electric.training_db.store import accepted_examples, count_examples, open_to_read, open_to_write
+from karma_electric.training_db.selection import Selection
+from karma_electric.training_db.store import (
+    accepted_examples,
+    count_examples,
+    find_example,
+    open_to_read,
+    open_to_write,
+    upgrade,
+)
 from tests.cli.running import ROOT
-from tests.training_db.rows import accepted, import_rows, row
+from tests.training_db.rows import accepted, import_rows, row, stored, whole, write_database, write_rows
 
-INSERT = "INSERT INTO examples (id, source, category, conversations, added_at, status) VALUES (?, 's', 'c', ?, 't', ?)"
+INSERT = (
+    "INSERT INTO examples (id, source, category, conversations, added_at, status, content_sha256) "
+    "VALUES (?, 's', 'c', ?, 't', ?, ?)"
+)
 
 
 @pytest.fixture
@@ -78,9 +94,9 @@ def test_a_log_that_holds_rows_is_refused_until_it_is_folded_in(database: Path) 
             read(database)
     assert read(database) == 3  # the last writer to leave empties the log
     crashed = database.with_name("crashed.db")
-    with pytest.raises(InputError, match=r"crashed\.db-wal: .*if none does, `karma db import --db .*crashed\.db /dev"):
+    with pytest.raises(InputError, match=r"crashed\.db-wal: .*if none does, `karma db upgrade --db .*crashed\.db`"):
         read(crashed)
-    import_rows(crashed, [])
+    assert upgrade(crashed) == SCHEMA_VERSION
     with open_to_read(crashed) as connection:
         assert {found["notes"] for found in connection.execute("SELECT notes FROM examples")} == {"only in the log"}
 
@@ -141,9 +157,9 @@ def test_a_database_of_a_newer_version_is_refused_and_not_touched(database: Path
 
 def test_an_empty_database_is_told_how_to_become_one(tmp_path: Path) -> None:
     (tmp_path / "training.db").touch()
-    with pytest.raises(InputError, match="of schema 0, expected 1; `karma db import --db"):
+    with pytest.raises(InputError, match="of schema 0, expected 2; `karma db upgrade --db"):
         read(tmp_path / "training.db")
-    import_rows(tmp_path / "training.db", [])
+    assert upgrade(tmp_path / "training.db") == 0
     assert read(tmp_path / "training.db") == 0
 
 
@@ -160,22 +176,25 @@ def test_a_torn_file_is_named(database: Path) -> None:
         read_all(database)
 
 
-def delete_and_fail(path: Path) -> None:
+def change_and_fail(path: Path) -> None:
     with open_to_write(path) as connection:
-        connection.execute("DELETE FROM examples")
+        connection.execute("UPDATE examples SET notes = 'half'")
         raise RuntimeError
 
 
 def test_a_failed_block_writes_nothing(database: Path) -> None:
     before = database.read_bytes()
     with pytest.raises(RuntimeError):
-        delete_and_fail(database)
+        change_and_fail(database)
     assert database.read_bytes() == before
 
 
 def test_a_second_writer_waits_and_is_told(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("karma_electric.training_db.store.BUSY_TIMEOUT_MS", 1)
-    with open_to_write(database), pytest.raises(InputError, match="database is locked; nothing was written"):
+    with (
+        open_to_write(database),
+        pytest.raises(InputError, match=r"training\.db: another program is writing; nothing was written; try again"),
+    ):
         write(database)
 
 
@@ -201,19 +220,168 @@ def test_the_schema_refuses_what_the_contract_does_not_allow(database: Path) -> 
 def test_the_full_text_index_follows_insert_update_and_delete(database: Path) -> None:
     def matches(connection: sqlite3.Connection, text: str) -> list[str]:
         query = "SELECT id FROM examples_fts WHERE examples_fts MATCH ? ORDER BY id"
-        return [found["id"] for found in connection.execute(query, (text,))]
+        return [found[0] for found in connection.execute(query, (text,))]
 
     with open_to_write(database) as connection:
-        connection.execute(INSERT, ("new", '["volcano"]', "pending"))
-        assert matches(connection, "volcano") == ["new"]
+        connection.execute(INSERT, ("new", '["volcano"]', "pending", "0" * 64))
+        assert matches(connection, "volcano") == matches(connection, "id: new") == ["new"]
         connection.execute("UPDATE examples SET conversations = '[\"glacier\"]', category = 'ice' WHERE id = 'new'")
         assert matches(connection, "volcano") == []
         assert matches(connection, "glacier") == matches(connection, "category: ice") == ["new"]
-        connection.execute("UPDATE examples SET id = 'renamed' WHERE id = 'new'")
-        assert matches(connection, "id: renamed") == ["renamed"]
-        connection.execute("DELETE FROM examples WHERE id = 'renamed'")
-        assert matches(connection, "glacier") == []
         connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("VACUUM")  # may give rows other numbers, by which the index finds them
+        assert matches(connection, "glacier") == ["new"]
+        connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
+
+
+def test_the_index_holds_the_words_that_a_person_reads(database: Path) -> None:
+    text = 'First\nsecond\ttab "quoted" C:\\new [{"content":"x","role":"user"}] \\n konec.'
+    turns = [{"role": "system", "content": "Be brief."}, *row("x", text)["conversations"]]
+    import_rows(database, [row("x", conversations=turns)])
+    with open_to_read(database) as connection:
+        (found,) = connection.execute("SELECT conversations FROM examples_text WHERE id = 'x'").fetchone()
+        assert found == f"Be brief.\nHello from x\n{text}\n"
+        for word in ("second", "tab", "new", "konec"):
+            query = "SELECT id FROM examples_fts WHERE examples_fts MATCH ?"
+            assert [match[0] for match in connection.execute(query, (word,))] == ["x"], word
+        assert connection.execute("SELECT id FROM examples_fts WHERE examples_fts MATCH 'assistant'").fetchall() == []
+
+
+def test_an_example_is_neither_deleted_nor_renamed_nor_overwritten(database: Path) -> None:
+    before = stored(database)
+    with closing(sqlite3.connect(database)) as connection:
+        for statement in (
+            "DELETE FROM examples",
+            "UPDATE examples SET id = 'z' WHERE id = 'a'",
+            "INSERT OR REPLACE INTO examples SELECT * FROM examples WHERE id = 'a'",
+            "DELETE FROM history",
+            "UPDATE history SET at = 'never'",
+            "INSERT OR REPLACE INTO history SELECT * FROM history WHERE number = 1",
+            "INSERT INTO history SELECT 9, at, command, detail, subject, id, NULL, after_sha256, NULL FROM history",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                connection.execute(statement)
+    assert stored(database) == before
+
+
+def test_content_that_is_not_what_its_hash_says_is_refused(database: Path) -> None:
+    write_database(database, "UPDATE examples SET source = 'elsewhere' WHERE id = 'a'")
+    params = Selection(exclude_templates=True)
+    with open_to_read(database) as connection:
+        for read_it in (
+            lambda: find_example(connection, "a"),
+            lambda: list(accepted_examples(connection, params, "file.db")),
+        ):
+            with pytest.raises(IntegrityError, match="example 'a' is not what its content_sha256 says"):
+                read_it()
+
+
+def test_the_hash_of_content_is_that_of_the_export_row(database: Path) -> None:
+    for found in stored(database):
+        example = parse_example(
+            {
+                **{name: found[name] for name in ("id", "source", "category")},
+                "conversations": json.loads(found["conversations"]),
+            },
+            "here",
+        )
+        assert found["content_sha256"] == example.sha256()
+
+
+def test_an_unknown_id_is_told_with_the_nearest(database: Path) -> None:
+    import_rows(database, [row(f"crisis-response-{number:03}") for number in range(20)])
+    with open_to_read(database) as connection:
+        with pytest.raises(InputError) as caught:
+            find_example(connection, "crisis-responce-011")
+        assert str(caught.value).startswith(
+            "there is no example 'crisis-responce-011'; the nearest are crisis-response-011"
+        )
+        with pytest.raises(InputError, match=r"^there is no example 'qqq'$"):
+            find_example(connection, "qqq")
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_told(database: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"training\.db: was written to while it was read; run the command again"),
+        open_to_read(database),
+    ):
+        write(database)
+    with (
+        pytest.raises(InputError, match="was written to while it was read"),
+        closing(sqlite3.connect(database, isolation_level=None)) as writer,
+        open_to_read(database),
+    ):
+        writer.execute("UPDATE examples SET notes = 'only in the log'")
+
+
+def first_schema(path: Path) -> Path:
+    """A database as the first version of this project made it."""
+    script = schema._MIGRATIONS[0] + f"PRAGMA user_version = 1; PRAGMA application_id = {APPLICATION_ID};"
+    columns = "(id, status, source, category, conversations, added_at, notes, role)"
+    turns = '[{"role": "user", "content": "Hello"},\n {"role": "assistant", "content": "Dobrý den."}]'
+    for id_, status in (("b", "accepted"), ("a", "rejected")):
+        script += (
+            f"INSERT INTO examples {columns} VALUES ('{id_}', '{status}', 's', 'c', '{turns}', 't-{id_}', NULL, "
+            "'reward-evaluator');"
+        )
+    return write_database(path, script + "INSERT INTO system_prompts VALUES ('p', 'Be calm.', NULL);")
+
+
+def test_the_first_schema_is_upgraded_on_disk_or_only_in_memory(tmp_path: Path) -> None:
+    old = first_schema(tmp_path / "old.db")
+    before = old.read_bytes()
+    in_memory = {table: stored(old, table) for table in ("examples", "history", "system_prompts", "exports")}
+    assert old.read_bytes() == before
+    assert upgrade(old) == 1
+    assert upgrade(old) == SCHEMA_VERSION
+    assert {table: stored(whole(old), table) for table in in_memory} == in_memory
+    assert [(found["id"], found["status"], found["added_at"], found["role"]) for found in in_memory["examples"]] == [
+        ("a", "rejected", "t-a", "reward-evaluator"), ("b", "accepted", "t-b", "reward-evaluator")
+    ]  # fmt: skip
+    assert in_memory["examples"][0]["conversations"].startswith('[{"content":"Hello","role":"user"}')
+    assert [(found["number"], found["at"], found["command"], found["id"]) for found in in_memory["history"]] == [
+        (1, "t-a", "upgrade", "a"), (2, "t-b", "upgrade", "b"), (3, "t-b", "upgrade", "p")
+    ]  # fmt: skip
+    with open_to_read(old) as connection:
+        assert (
+            connection.execute("SELECT count(*) FROM examples_fts WHERE examples_fts MATCH 'dobry'").fetchone()[0] == 2
+        )
+
+
+def test_an_old_database_that_is_large_is_not_upgraded_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("karma_electric.training_db.store.MAX_UPGRADE_IN_MEMORY_BYTES", 1000)
+    old = first_schema(tmp_path / "old.db")
+    with pytest.raises(InputError, match=r"of schema 1, expected 2; `karma db upgrade --db .*old\.db` brings it there"):
+        read(old)
+
+
+def test_two_writers_that_make_one_database_both_succeed(tmp_path: Path) -> None:
+    """Both find an empty file; the second must not run the migrations again."""
+    path = tmp_path / "training.db"
+    code = (
+        "import sys, pathlib, datetime\nfrom karma_electric.training_db.importing import import_examples\n"
+        "sys.stdin.readline()\n"
+        "import_examples(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), added_at=datetime.datetime.now())"
+    )
+    files = [
+        write_rows(tmp_path / f"{name}.jsonl", [row(f"{name}-{number}") for number in range(50)]) for name in "abcd"
+    ]
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path, file], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for file in files
+    ]
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    assert [(writer.wait(), writer.communicate()[1]) for writer in writers] == [(0, "")] * 4
+    assert len(stored(whole(path))) == 200
+    assert [entry["number"] for entry in stored(path, "history")] == list(range(1, 201))
 
 
 SPOILT = {
@@ -223,11 +391,11 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize(("stored", "message"), SPOILT.values(), ids=SPOILT.keys())
-def test_a_row_that_another_program_spoilt_is_named(database: Path, stored: str, message: str) -> None:
-    params = ExportParams(min_score=None, exclude_templates=True, tiers=None)
+@pytest.mark.parametrize(("text", "message"), SPOILT.values(), ids=SPOILT.keys())
+def test_a_row_that_another_program_spoilt_is_named(database: Path, text: str, message: str) -> None:
+    params = Selection(exclude_templates=True)
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute(INSERT, ("spoilt", stored, "accepted"))
+        connection.execute(INSERT, ("spoilt", text, "accepted", content_sha256("spoilt", "s", "c", text)))
     with (
         open_to_read(database) as connection,
         pytest.raises(InputError, match=r"file\.db: example 'spoilt': ") as caught,
@@ -246,7 +414,7 @@ def test_the_shipped_database_is_whole() -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
         counts = count_examples(connection)
-        params = ExportParams(min_score=None, exclude_templates=False, tiers=None)
+        params = Selection()
         assert len(list(accepted_examples(connection, params, "training.db"))) >= 120
     assert sum(by_status.get("accepted", 0) for by_status in counts.values()) >= 120
     assert len(counts) >= 6

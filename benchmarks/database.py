@@ -1,0 +1,145 @@
+"""Time and memory of `karma db` on a generated database of 200,000 examples (about 500 MB), in a temporary folder.
+
+python benchmarks/database.py [--rows 200000] [--json database.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+KARMA = Path(sys.executable).with_name("karma")
+SHIPPED = Path(__file__).parents[1] / "data" / "training.db"
+WORDS_A_ROW = 120
+_ACCENTS = str.maketrans("aceirsuyz", "áčéířšůýž")  # for one row in twenty
+REPEATS = 3  # of the short commands; the fastest counts, the others are the machine's
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One command: what was counted per second, if anything, and what was hoped for."""
+
+    command: str
+    seconds: float
+    peak_rss_bytes: int
+    rate: str
+    target: str
+
+
+def generate(rows: int) -> Iterator[str]:
+    """Lines of an import file. Words follow a law like that of a language: few are frequent, most are rare."""
+    choose = random.Random(1)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(choose.choices(letters, k=choose.randint(2, 9))) for _ in range(30_000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+    for number in range(rows):
+        chosen = choose.choices(words, weights, k=WORDS_A_ROW)
+        if number % 20 == 0:
+            chosen = [word.translate(_ACCENTS) for word in chosen]
+        turns = [
+            {"role": "user", "content": " ".join(chosen[:30])},
+            {"role": "assistant", "content": " ".join(chosen[30:80]) + "\n\n" + " ".join(chosen[80:])},
+        ]
+        yield json.dumps(
+            {
+                "id": f"example-{number:06}",
+                "source": "generated",
+                "category": f"category-{number % 60:02}",
+                "status": ("accepted", "accepted", "accepted", "pending", "rejected")[number % 5],
+                "hermes_score": number % 41,
+                "conversations": turns,
+            },
+            ensure_ascii=False,
+        )
+
+
+def run(*words: str | Path) -> tuple[float, int]:
+    """Seconds and peak resident bytes of a command, from its start to its end."""
+    started = time.perf_counter()
+    process = subprocess.Popen([KARMA, "db", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    said = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"karma db {' '.join(map(str, words))} ended with {process.returncode}: {said}")
+    return seconds, usage.ru_maxrss * 1024
+
+
+def fastest(*words: str | Path) -> tuple[float, int]:
+    """The same, of the fastest of a few runs."""
+    return min(run(*words) for _ in range(REPEATS))
+
+
+def measure(folder: Path, rows: int) -> list[Measured]:
+    """A row for each command."""
+    database, file, output = folder / "training.db", folder / "rows.jsonl", folder / "output.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        stream.writelines(f"{line}\n" for line in generate(rows))
+    with_database = ("--db", database)
+    found = []
+
+    seconds, peak = run("import", file, *with_database)
+    found.append(Measured("import", seconds, peak, f"{rows / seconds:,.0f} rows/s", ">= 3,000 rows/s"))
+    start, peak = fastest("history", "--limit", "1", *with_database)
+    found.append(Measured("start-up (one row of history)", start, peak, "", ""))
+    for name, words, target in (
+        ("stats", ["stats"], 1.0),
+        ("search", ["search", "don't"], 0.2),
+        ("search, frequent words", ["search", word_of(file)], 0.2),
+        ("show", ["show", f"example-{rows // 2:06}"], 0.1),
+    ):
+        seconds, peak = fastest(*words, *with_database)
+        found.append(Measured(name, seconds, peak, f"{seconds - start:.2f} s beyond start-up", f"< {target} s"))
+    for name, least in (("export", ">= 50 MB/s"), ("dump", "")):
+        seconds, peak = run(name, "-o", output, *with_database)
+        rate = output.stat().st_size / seconds / 1e6
+        found.append(Measured(name, seconds, peak, f"{rate:.0f} MB/s", least))
+    seconds, peak = run("restore", output, "--db", folder / "restored.db")
+    found.append(Measured("restore, with every check", seconds, peak, f"{rows / seconds:,.0f} rows/s", ""))
+    seconds, peak = fastest("stats", "--db", SHIPPED)
+    found.append(Measured("stats of the shipped data", seconds, peak, "", "< 0.4 s"))
+    return found
+
+
+def word_of(file: Path) -> str:
+    """Two words of the first row."""
+    with file.open(encoding="utf-8") as stream:
+        return " ".join(json.loads(stream.readline())["conversations"][0]["content"].split()[:2])
+
+
+def main() -> None:
+    """Generate, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        found = measure(Path(name), parsed.rows)
+        size = (Path(name) / "training.db").stat().st_size
+    load = ", ".join(f"{value:.1f}" for value in psutil.getloadavg())
+    print(f"machine: {platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, load {load}")
+    print(f"database: {parsed.rows:,} examples, {size / 1e6:.0f} MB\n")
+    print("| command | seconds | rate | target | peak memory, MB |\n|---|---|---|---|---|")
+    for row in found:
+        peak = row.peak_rss_bytes / 1e6
+        print(f"| {row.command} | {row.seconds:.2f} | {row.rate} | {row.target} | {peak:.0f} |")
+    if parsed.json:
+        parsed.json.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

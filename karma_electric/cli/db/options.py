@@ -1,0 +1,19 @@
+"""What the commands of `karma db` share."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_DATABASE = Path("data/training.db")
+
+Database = Annotated[Path, typer.Option("--db", help="The database file.")]
+Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+def now() -> datetime.datetime:
+    """The time that history records."""
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,145 @@
+"""Rows of the database as JSON lines, for other tools: chosen rows, with the prompts that the database holds."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from karma_electric.canonical import canonical_json
+from karma_electric.conversation import parse_conversation
+from karma_electric.errors import InputError, shown
+from karma_electric.integrity import atomic_file
+from karma_electric.training_db.export import with_prompt
+from karma_electric.training_db.hashes import check_content
+from karma_electric.training_db.reading import check_value
+from karma_electric.training_db.selection import Selection
+from karma_electric.training_db.set_manifest import SetManifest
+from karma_electric.training_db.store import open_to_read
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChoice:
+    """Ids of `system_prompts`: one for every category, and one for the rest. Without one a row gets no system turn."""
+
+    default: str | None = None
+    by_category: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote."""
+
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+def export_rows(
+    database: Path,
+    output: Path,
+    *,
+    manifest: Path,
+    selection: Selection,
+    prompts: PromptChoice,
+    with_reasoning: bool = False,
+) -> Exported:
+    """Write the accepted rows that `selection` lets through, and the manifest of their hashes.
+
+    One JSON object a line (id, source, category, conversations; with `with_reasoning` also reasoning, where a row has
+    one), ordered by category and id. System turns are stripped and the chosen prompt is put first. The same rows give
+    the same bytes; memory does not grow with the rows. InputError for an unknown prompt, category, tier or role, and
+    when no row is left; the output stays as it was.
+    """
+    if output.resolve() == database.resolve():
+        raise InputError(f"{output}: is the database; choose another name for the export")
+    hashed = hashlib.sha256()
+    size_bytes = rows = 0
+    with open_to_read(database) as connection, SetManifest() as described, atomic_file(output) as temporary:
+        texts = _prompt_texts(connection, prompts)
+        _check_names(connection, selection, prompts)
+        with temporary.open("wb") as stream:
+            for row, line in _lines(connection, selection, texts, with_reasoning, str(database)):
+                described.add(row["id"], row["category"], hashlib.sha256(line).hexdigest())
+                rows += 1
+                size_bytes += stream.write(line + b"\n")
+                hashed.update(line + b"\n")
+        if not rows:
+            unscored = "" if selection.min_score is None else " (a row without a score reaches no least score)"
+            raise InputError(f"{database}: no accepted row fits the filters{unscored}; leave one out")
+        described.write(manifest, file_sha256=hashed.hexdigest())
+    return Exported(rows=rows, size_bytes=size_bytes, sha256=hashed.hexdigest())
+
+
+def _lines(
+    connection: sqlite3.Connection,
+    selection: Selection,
+    prompts: Mapping[str | None, str],
+    with_reasoning: bool,
+    where: str,
+) -> Iterator[tuple[sqlite3.Row, bytes]]:
+    """Each row and its line, without the end of line: canonical JSON, put together from the stored text.
+
+    Every row is checked against its hash, and its form again; writing it all anew would take most of the time.
+    """
+    condition, values = selection.in_sql()
+    encode = json.encoder.encode_basestring
+    turns = {key: canonical_json({"content": text, "role": "system"}) + "," for key, text in prompts.items()}
+    rows = connection.execute(
+        "SELECT id, source, category, conversations, content_sha256, reasoning "  # noqa: S608 - names of ours
+        f"FROM examples WHERE {condition} ORDER BY category, id",
+        values,
+    )
+    for row in rows:
+        check_content(row, where)
+        stored = _without_system_turns(row, where)
+        prompt = turns.get(row["category"], turns.get(None, ""))
+        reasoning = f',"reasoning":{encode(row["reasoning"])}' if with_reasoning and row["reasoning"] else ""
+        line = (
+            f'{{"category":{encode(row["category"])},"conversations":[{prompt}{stored[1:]},"id":{encode(row["id"])}'
+            f'{reasoning},"source":{encode(row["source"])}}}'
+        )
+        yield row, line.encode("utf-8")
+
+
+def _without_system_turns(row: sqlite3.Row, where: str) -> str:
+    """The row's conversation in canonical JSON. InputError for what is no conversation."""
+    stored: str = row["conversations"]
+    messages = json.loads(stored)
+    expected = "user"
+    sound = isinstance(messages, list) and bool(messages)
+    for message in messages if sound else ():
+        sound = sound and isinstance(message, dict) and message.get("role") == expected and "content" in message
+        expected = "user" if expected == "assistant" else "assistant"
+    if sound and expected == "user":
+        return stored
+    conversation = parse_conversation(messages, f"{where}: example {shown(row['id'])}")
+    return canonical_json([message.as_dict() for message in with_prompt(conversation, None)])
+
+
+def _prompt_texts(connection: sqlite3.Connection, prompts: PromptChoice) -> dict[str | None, str]:
+    """Category -> the text of its prompt; the default under None."""
+    query = "SELECT id, content FROM system_prompts ORDER BY id"
+    known: dict[str, str] = {row["id"]: row["content"] for row in connection.execute(query)}
+    chosen: dict[str | None, str] = {} if prompts.default is None else {None: prompts.default}
+    chosen.update(prompts.by_category)
+    for id_ in chosen.values():
+        if id_ not in known:
+            near = difflib.get_close_matches(id_, known, n=3, cutoff=0.4) or list(known)[:10]
+            there_are = f"there are {', '.join(near)}" if near else "it holds none; `karma db prompt` adds one"
+            raise InputError(f"no system prompt {shown(id_)} in the database; {there_are}")
+    return {category: known[id_] for category, id_ in chosen.items()}
+
+
+def _check_names(connection: sqlite3.Connection, selection: Selection, prompts: PromptChoice) -> None:
+    """A misspelt name would leave rows out, or a prompt unused, in silence."""
+    for category in sorted({*(selection.categories or ()), *prompts.by_category}):
+        check_value(connection, "category", category)
+    for tier in sorted(selection.tiers or ()):
+        check_value(connection, "tier", tier)
+    for role in sorted(selection.roles or ()):
+        check_value(connection, "role", role)
