@@ -6,7 +6,7 @@ things holds:
 - copied: they share 30% of the shorter one's runs of three words, at least three of them, with three telling words.
   Rows and items that were written apart share 20% at most (two runs), a copy in which every fifth word was changed
   about half;
-- reworded: half of the text's telling words, and at least four, stand in one stretch of the turn. Words count by their
+- reworded: half of the text's telling words, and at least five, stand in one stretch of the turn. Words count by their
   first six letters, so that endings don't matter; common and short words don't tell;
 - the same words, for a text or turn that is too short for runs.
 
@@ -33,7 +33,7 @@ LEAST_COPIED_GRAMS = 3
 LEAST_COPIED_WORDS = 3  # telling ones, so that a frame such as "how do I talk to" is no copy
 LEAST_WORDS_OF_A_COPY = 8  # a shorter turn, such as a greeting, is inside many texts
 LEAST_REWORDED_PERCENT = 50
-LEAST_REWORDED_WORDS = 4
+LEAST_REWORDED_WORDS = 5
 STEM_LETTERS = 6
 LEAST_STRETCH_WORDS = 40  # a stretch is three times the text's words, or this
 
