@@ -1,6 +1,6 @@
 """The llama.cpp engine: a GGUF file that answers greedily and scores answers, capped or not, on the CPU.
 
-Answers depend on the file, the cap and the conversation, not on what was asked before (see llama_cpp_context.py).
+Answers depend on the file, the cap and the conversation, not on what was asked before (see llama_cpp_sequence.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from karma_electric.capping.llama_cpp import FORCING_TAU, CapCallback, check_fit
 from karma_electric.conversation import Message
 from karma_electric.engines.chat_template import ChatTemplate
 from karma_electric.engines.llama_cpp_binding import BUILD
-from karma_electric.engines.llama_cpp_context import BATCH_TOKENS, CacheType, LlamaCppContext
+from karma_electric.engines.llama_cpp_context import LlamaCppContext
+from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, CacheType
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 from karma_electric.engines.option_scores import score_options
 from karma_electric.engines.protocol import EngineIdentity, Generation

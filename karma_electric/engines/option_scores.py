@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from karma_electric.engines.llama_cpp_context import LlamaCppContext, TokenPath, common_length
+from karma_electric.engines.llama_cpp_context import LlamaCppContext, TokenPath
+from karma_electric.engines.llama_cpp_sequence import common_length
 from karma_electric.errors import InputError
 
 
