@@ -67,7 +67,7 @@ class LlamaCppDecoder:
         parameters.type_k = parameters.type_v = _CACHE_TYPES[cache_type]
         parameters.flash_attn_type = binding.FLASH_ATTENTION_DISABLED
         if cap is not None:
-            parameters.cb_eval = cap.function
+            cap.install(parameters)
         binding.recent_errors()
         self.pointer = self._library.llama_init_from_model(model.pointer, parameters)
         if not self.pointer:
