@@ -25,6 +25,11 @@ class LlamaCppContext(TokenSequence):
             LlamaCppDecoder(model, context_tokens=context_tokens, threads=threads, cache_type=cache_type, cap=cap)
         )
 
+    @property
+    def callback(self) -> CapCallback | None:
+        """What caps it."""
+        return self._decoder.callback
+
     def branch(self, paths: Sequence[TokenPath]) -> dict[TokenPath, NDArray[np.float32]]:
         """The logits after every leading part of every path, as continuations of the sequence in memory.
 

@@ -57,7 +57,7 @@ class LlamaCppDecoder:
         self.model = model
         self.losses = 0  # how often the memory was lost
         self._library = model.library
-        self._cap = cap
+        self.callback = cap
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = context_tokens * sequences
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
@@ -131,18 +131,18 @@ class LlamaCppDecoder:
             ),
             logits=(ctypes.c_int8 * count)(*(self._all_outputs or row.wanted for row in rows)),
         )
-        if self._cap is not None:
-            self._cap.begin(count)
+        if self.callback is not None:
+            self.callback.begin(count)
         binding.recent_errors()
         code = self._library.llama_decode(self.pointer, batch)
-        if self._cap is not None:
-            self._cap.raise_error()
+        if self.callback is not None:
+            self.callback.raise_error()
         if code != 0:
             raise IntegrityError(
                 f"{self.model.path}: llama_decode returned {code} for {count} tokens at position {rows[0].position} "
                 f"({binding.recent_errors() or 'no reason given'})"
             )
-        return CapActivity(0, 0) if self._cap is None else self._cap.finish()
+        return CapActivity(0, 0) if self.callback is None else self.callback.finish()
 
     def _logits(self, row: int) -> NDArray[np.float32]:
         """A view of the logits of a row of the last batch, (vocab_size,), valid until the next decode."""

@@ -244,7 +244,7 @@ def test_a_layer_that_goes_missing_later_is_found_out(gguf: Path, cap: Cap, ids:
 
 
 def callback_of(engine: LlamaCppEngine) -> CapCallback:
-    found = engine._contexts[True]._cap
+    found = engine._contexts[True].callback
     assert found is not None
     return found
 
