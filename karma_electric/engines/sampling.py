@@ -57,7 +57,8 @@ def _probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[n
     wide = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # of a temperature near 0: -inf is what is meant
         weights: NDArray[np.float64] = np.exp((wide - wide.max()) / temperature)
-    return weights / weights.sum()
+    weights /= weights.sum()
+    return weights
 
 
 def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
