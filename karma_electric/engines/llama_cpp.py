@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -141,7 +141,7 @@ class LlamaCppEngine:
         sampling: Sampling,
         max_tokens: int | None = None,
         capped: bool = False,
-    ) -> Iterator[StreamedToken]:
+    ) -> Generator[StreamedToken, None, None]:
         """The answer part by part, up to `max_tokens` or the end of the context. One stream or question at a time."""
         with self._lock:
             context = self._context(capped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -71,7 +71,7 @@ class ChatEngine(Protocol):
         sampling: Sampling,
         max_tokens: int | None = None,
         capped: bool = False,
-    ) -> Iterator[StreamedToken]:
+    ) -> Generator[StreamedToken, None, None]:
         """The answer to a conversation that ends with a user turn, up to `max_tokens` or the end of the context."""
         ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class TransformersEngine:
         sampling: Sampling,
         max_tokens: int | None = None,
         capped: bool = False,
-    ) -> Iterator[StreamedToken]:
+    ) -> Generator[StreamedToken, None, None]:
         """The answer part by part, up to `max_tokens` or the end of the context."""
         loaded = self._open()
         prompt = self.prompt_token_ids(messages)

@@ -75,13 +75,14 @@ def run_server(
         ws="none",
         timeout_graceful_shutdown=SECONDS_TO_CLOSE,
     )
-    with _listening(host, port) as listener, _signals_restored():
+    with _listening(host, port) as listener:
         server = _Server(config, scheduler, lambda: on_ready(_url(host, listener)))
-        scheduler.start()
-        try:
-            server.run(sockets=[listener])
-        finally:
-            scheduler.stop()
+        with _ended_by_signals(server):
+            scheduler.start()
+            try:
+                server.run(sockets=[listener])
+            finally:
+                scheduler.stop()
     if scheduler.error is not None:
         raise scheduler.error
 
@@ -140,11 +141,10 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def _signals_restored() -> Iterator[None]:
-    """uvicorn raises a signal again once it has shut down; that end was clean, so nothing more is to happen."""
-    previous = {
-        number: signal.signal(number, lambda _number, _frame: None) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """SIGINT and SIGTERM end the server, before uvicorn minds them as well; once it is down, nothing more happens."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, server.handle_exit) for number in numbers}
     try:
         yield
     finally:
