@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from karma_electric.axis.files import DEFAULT_ALPHA, load_axis
 from karma_electric.axis.model_facts import ModelFacts, model_facts
-from karma_electric.axis.thresholds import default_layers
 from karma_electric.capping.formula import Cap, unit
 from karma_electric.errors import InputError, IntegrityError, shown
 from karma_electric.integrity import sha256_file
@@ -185,6 +184,8 @@ def _choose_layers(
     """The layers to cap. Without a range: those of the file, or the default depth where it holds every layer."""
     known = sorted(content.directions)
     if layers is None and content.n_layers is not None and not content.taus:
+        from karma_electric.axis.thresholds import default_layers  # loads torch, which a GGUF does not need
+
         layers = default_layers(facts.blocks)
     first, last = layers or (known[0], known[-1])
     if not 1 <= first <= last < facts.blocks:

@@ -52,19 +52,18 @@ def serve(
     path = find_model(model)
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a GGUF file; `karma chat` takes folders")
-    loaded = find_cap(path, flags, capped=not uncapped)
     from karma_electric.engines.llama_cpp import LlamaCppEngine
-    from karma_electric.server.run import ServerLimits, run_server
+    from karma_electric.server.run import ServerLimits, bind, run_server
 
-    cap, axis_sha256 = (None, None) if loaded is None else (loaded.cap, loaded.sha256)
-    limits = ServerLimits(parallel=parallel, max_waiting=queue)
-    with LlamaCppEngine(path, cap=cap, axis_sha256=axis_sha256, context_tokens=context, threads=threads) as engine:
-        run_server(
-            engine,
-            cap=cap,
-            model_name=name or path.stem,
-            host=host,
-            port=port,
-            limits=limits,
-            on_ready=lambda url: say(f"listening on {url}"),
-        )
+    with bind(host, port) as listener:
+        loaded = find_cap(path, flags, capped=not uncapped)
+        cap, axis_sha256 = (None, None) if loaded is None else (loaded.cap, loaded.sha256)
+        with LlamaCppEngine(path, cap=cap, axis_sha256=axis_sha256, context_tokens=context, threads=threads) as engine:
+            run_server(
+                engine,
+                cap=cap,
+                model_name=name or path.stem,
+                listener=listener,
+                limits=ServerLimits(parallel=parallel, max_waiting=queue),
+                on_ready=lambda url: say(f"listening on {url}"),
+            )

@@ -37,20 +37,32 @@ class ServerLimits:
             )
 
 
+@contextlib.contextmanager
+def bind(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket at an address, before anything slow is loaded; port 0 is any free one. SetupError where it is taken."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            problem = f"cannot listen on {host} port {port} ({error}); choose another --port or --host"
+            raise SetupError(problem) from error
+        yield listener
+
+
 def run_server(
     engine: LlamaCppEngine,
     *,
     cap: Cap | None,
     model_name: str,
-    host: str,
-    port: int,
+    listener: socket.socket,
     limits: ServerLimits | None = None,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve `engine` on `host` and `port` (0: any free one) until SIGINT or SIGTERM; `on_ready` gets the URL.
+    """Serve `engine` on the socket of `bind` until SIGINT or SIGTERM; `on_ready` gets the URL.
 
     `cap` is the engine's own, for /karma/identity; with None the server answers uncapped only. Must be called on the
-    main thread. Raises SetupError where the address is taken, and what ended the scheduler, if anything did.
+    main thread. Raises what ended the scheduler, if anything did.
     """
     limits = limits or ServerLimits()
     slots = {capped: engine.open_slots(limits.parallel, capped=capped) for capped in [cap is not None]}
@@ -75,14 +87,13 @@ def run_server(
         ws="none",
         timeout_graceful_shutdown=SECONDS_TO_CLOSE,
     )
-    with _listening(host, port) as listener:
-        server = _Server(config, scheduler, lambda: on_ready(_url(host, listener)))
-        with _ended_by_signals(server):
-            scheduler.start()
-            try:
-                server.run(sockets=[listener])
-            finally:
-                scheduler.stop()
+    server = _Server(config, scheduler, lambda: on_ready(_url(listener)))
+    with _ended_by_signals(server):
+        scheduler.start()
+        try:
+            server.run(sockets=[listener])
+        finally:
+            scheduler.stop()
     if scheduler.error is not None:
         raise scheduler.error
 
@@ -124,23 +135,6 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise SetupError(
-                f"cannot listen on {host} port {port} ({error}); choose another --port or --host"
-            ) from error
-        yield listener
-    finally:
-        listener.close()
-
-
-@contextlib.contextmanager
 def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
     """SIGINT and SIGTERM end the server, before uvicorn minds them as well; once it is down, nothing more happens."""
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -152,6 +146,6 @@ def _ended_by_signals(server: uvicorn.Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _url(host: str, listener: socket.socket) -> str:
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{listener.getsockname()[1]}"
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
