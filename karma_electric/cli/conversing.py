@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import secrets
 import sys
 import unicodedata
@@ -125,12 +126,11 @@ def printable(text: str) -> str:
 def _marked(answer: Answer, *, style: str | None) -> Text:
     """The answer with what was chosen under an acting cap in `style`, or in brackets."""
     marked = Text()
-    for part in answer.parts:
-        text = printable(part.text)
-        if part.fired_layers and text:
-            marked.append(text if style else f"[{text}]", style)
-        else:
-            marked.append(text)
+    for acted, parts in itertools.groupby(
+        (p for p in answer.parts if p.text), key=lambda part: bool(part.fired_layers)
+    ):
+        text = printable("".join(part.text for part in parts))
+        marked.append(f"[{text}]" if acted and style is None else text, style if acted else None)
     return marked
 
 

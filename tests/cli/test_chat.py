@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
 import shutil
 import subprocess
+import termios
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -16,11 +19,11 @@ from karma_electric.axis.files import load_axis
 from karma_electric.cli.conversing import printable
 from karma_electric.conversation import Message
 from karma_electric.engines.llama_cpp import LlamaCppEngine
-from tests.cli.running import KARMA, karma, one_line_of
+from tests.cli.running import KARMA, refused
 from tests.server.serving import SECONDS, Release, make_release
 
-SHORT = ("--max-tokens", "8")
-GREEN = dict(os.environ, PYTHONUTF8="1", COLUMNS="80")
+SHORT = ("--max-tokens", "8", "--threads", "1")
+UTF8 = dict(os.environ, PYTHONUTF8="1", COLUMNS="80")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def release(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Relea
 def chat(*arguments: str | Path, said: str | bytes, folder: Path) -> subprocess.CompletedProcess[str]:
     data = said.encode() if isinstance(said, str) else said
     command = [str(KARMA), "chat", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, input=data, capture_output=True, check=False, env=GREEN)
+    done = subprocess.run(command, cwd=folder, input=data, capture_output=True, check=False, env=UTF8)
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
@@ -40,7 +43,7 @@ def expected(release: Release, turns: list[str], *, capped: bool, system: str | 
     axis = load_axis(release.axis)
     history = [] if system is None else [Message("system", system)]
     answers = []
-    with LlamaCppEngine(release.gguf, cap=axis.cap(), axis_sha256=axis.sha256) as engine:
+    with LlamaCppEngine(release.gguf, cap=axis.cap(), axis_sha256=axis.sha256, threads=1) as engine:
         for turn in turns:
             history.append(Message("user", turn))
             answers.append(engine.generate(history, max_tokens=8, capped=capped).text)
@@ -65,16 +68,16 @@ def test_without_an_axis_it_says_uncapped(release: Release, tmp_path: Path) -> N
 
 
 def test_a_folder_is_chatted_with_in_pytorch(release: Release, tmp_path: Path) -> None:
-    done = chat(release.folder, "--acap", release.axis, *SHORT, said="Hello\n", folder=tmp_path)
+    done = chat(release.folder, "--acap", release.axis, *SHORT[:2], said="Hello\n", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the cap acted on" in done.stderr
     assert done.stdout.strip()
 
 
 def test_compare_shows_both_and_where_the_cap_acted(release: Release, tmp_path: Path) -> None:
-    done = chat(release.gguf, "--acap", release.axis, "--compare", *SHORT, said="Hello\n", folder=tmp_path)
+    done = chat(release.gguf, "--acap", release.axis, "--compare", *SHORT, said="River\n", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    both = [printable(expected(release, ["Hello"], capped=capped)[0]) for capped in (True, False)]
+    both = [printable(expected(release, ["River"], capped=capped)[0]) for capped in (True, False)]
     assert both[0] != both[1]
     start, marked = done.stdout.split("where the cap acted: ")
     assert start == f"capped: {both[0]}\nuncapped: {both[1]}\n"
@@ -106,28 +109,32 @@ def test_the_flags_of_the_card_are_taken_and_a_threshold_wins(release: Release, 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_wrong_flags_are_one_line(release: Release, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
-    line = one_line_of(karma("chat", release.gguf, "--acap", release.axis, *flags, folder=tmp_path), exit_code=1)
-    assert message in line
+def test_wrong_flags_are_one_line(release: Release, flags: tuple[str, ...], message: str) -> None:
+    assert message in refused("chat", release.gguf, "--acap", release.axis, *flags)
 
 
-def test_a_cap_that_was_asked_for_is_never_left_out(release: Release, tmp_path: Path) -> None:
+def test_a_cap_that_was_asked_for_is_never_left_out(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for flags in (("--capped",), ("--compare",), ("--acap-threshold", "2")):
-        line = one_line_of(karma("chat", release.gguf, *flags, folder=tmp_path), exit_code=1)
-        assert "name an axis file: --acap FILE" in line
+        assert "name an axis file: --acap FILE" in refused("chat", release.gguf, *flags)
+    assert refused("chat").startswith("there is no dvc.yaml here")
     (tmp_path / "axis.gguf").write_bytes(release.axis.read_bytes()[:-100])
     done = chat(release.gguf, "--acap", "axis.gguf", said="Hello\n", folder=tmp_path)
     assert (done.returncode, done.stdout) == (6, "")
-    assert one_line_of(karma("chat", folder=tmp_path), exit_code=1).startswith("there is no dvc.yaml here")
+    assert done.stderr.startswith("error: axis.gguf: ")
 
 
-def test_the_project_s_own_model_axis_and_prompt_are_found(release: Release, tmp_path: Path) -> None:
+def test_the_project_s_own_model_axis_and_prompt_are_found(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "params.yaml").write_text("release: {version: v8}\n")
     (tmp_path / "dvc.yaml").write_text(
         "artifacts:\n  model: {path: 'models/tiny-${release.version}.gguf'}\n  axis: {path: 'models/axis.gguf'}\n"
     )
-    line = one_line_of(karma("chat", folder=tmp_path), exit_code=1)
-    assert line.startswith("models/tiny-v8.gguf: not built; run `dvc repro`")
+    monkeypatch.chdir(tmp_path)
+    assert refused("chat").startswith("models/tiny-v8.gguf: not built; run `dvc repro`")
     (tmp_path / "models").mkdir()
     shutil.copy(release.gguf, tmp_path / "models" / "tiny-v8.gguf")
     shutil.copy(release.axis, tmp_path / "models" / "axis.gguf")
@@ -158,55 +165,72 @@ def test_a_reader_that_goes_away_is_no_traceback(release: Release, tmp_path: Pat
 
 
 class Terminal:
-    """`karma chat` at a pseudo-terminal."""
+    """`karma chat` at a pseudo-terminal of its own; a context manager."""
 
     def __init__(self, *arguments: str | Path) -> None:
         self.near, far = pty.openpty()
-        command = [str(KARMA), "chat", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdin=far, stdout=far, stderr=far, env=dict(GREEN, TERM="xterm"))
+        self.process = subprocess.Popen(
+            [str(KARMA), "chat", *map(str, arguments)],
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            env=dict(UTF8, TERM="xterm"),
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+        )
         os.close(far)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.near)
 
     def read_until(self, pattern: str) -> str:
         seen = b""
-        while not re.search(pattern, seen.decode("utf-8", "replace")):
-            assert select.select([self.near], [], [], SECONDS)[0], f"only {seen!r}"
+        while not re.search(pattern, text := seen.decode("utf-8", "replace")):
+            ready = select.select([self.near], [], [], SECONDS)[0]
+            assert ready, f"it waits after {text[-300:]!r}"
             try:
                 seen += os.read(self.near, 4096)
             except OSError as error:
-                raise AssertionError(f"it ended with {seen!r}") from error
-        return seen.decode("utf-8", "replace")
+                raise AssertionError(f"it ended with {text[-300:]!r}") from error
+        return text
 
     def type(self, text: str) -> None:
         os.write(self.near, text.encode())
 
 
+PROMPT = r"> $"
+
+
 def test_at_a_terminal(release: Release) -> None:
-    terminal = Terminal(release.gguf, "--acap", release.axis, "--compare", *SHORT)
-    terminal.read_until("> $")
-    terminal.type("Hello\n")
-    shown = terminal.read_until(r"by layer: .*\)\s+> $")
-    assert "capped" in shown
-    assert "uncapped" in shown
-    assert "\x1b[7m" in shown  # reversed: where the cap acted
-    terminal.type("word " * 700 + "\n")
-    terminal.type("/new\n")
-    terminal.read_until("a new conversation")
-    terminal.type("\x04")
-    terminal.read_until("> ")
-    assert terminal.process.wait(timeout=SECONDS) == 0
-    os.close(terminal.near)
+    with Terminal(release.gguf, "--acap", release.axis, "--compare", *SHORT) as terminal:
+        terminal.read_until(PROMPT)
+        terminal.type("Hello\n")
+        shown = terminal.read_until(r"by layer: [^)]*\)\s+> $")
+        assert "capped" in shown
+        assert "uncapped" in shown
+        assert "\x1b[7m" in shown  # reversed: where the cap acted
+        terminal.type("word " * 700 + "\n")
+        terminal.read_until(r"error: .*; /new starts again\s+> $")
+        terminal.type("/new\n")
+        terminal.read_until(r"a new conversation\s+> $")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=SECONDS) == 0
 
 
 def test_an_answer_can_be_interrupted_at_a_terminal(release: Release) -> None:
-    terminal = Terminal(release.gguf, "--uncapped", "--max-tokens", "2000")
-    terminal.read_until("> $")
-    terminal.type("Hello\n")
-    terminal.read_until(r"Hello\r\n.+")
-    terminal.type("\x03")
-    terminal.read_until(r"not answered.*\s+> $")
-    terminal.type("\x04")
-    assert terminal.process.wait(timeout=SECONDS) == 0
-    os.close(terminal.near)
+    with Terminal(release.gguf, "--uncapped", "--max-tokens", "2000") as terminal:
+        terminal.read_until(PROMPT)
+        terminal.type("Hello\n")
+        terminal.read_until(r"Hello\r\n.+")
+        terminal.type("\x03")
+        terminal.read_until(r"not answered\)\s+> $")
+        terminal.type("\x04")
+        assert terminal.process.wait(timeout=SECONDS) == 0
 
 
 def test_control_signs_never_reach_a_terminal() -> None:

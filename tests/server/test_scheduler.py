@@ -29,7 +29,12 @@ class Asked:
         self.events: queue.Queue[Event] = queue.Queue()
         prompt = engine.prompt_token_ids(self.messages)
         answer = engine.new_answer(len(prompt), sampling=Sampling(), max_tokens=max_tokens)
-        self.job = Job(prompt, answer, capped, self.events.put)
+        self.job = Job(prompt, answer, capped, self._take)
+        self.begun = False
+
+    def _take(self, event: Event) -> None:
+        self.begun = True
+        self.events.put(event)
 
     def result(self) -> str | Failure:
         text = ""
@@ -83,43 +88,74 @@ def test_no_decode_call_holds_two_requests_or_both_kinds(
 
 
 def test_a_failed_decode_fails_its_kind_and_no_other(engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    capped = [Asked(engine, text, capped=True, max_tokens=200) for text in ("Hello", "Hello there")]
+    plain = Asked(engine, "Hello", capped=False, max_tokens=60)
+    expected = plain.alone(engine)
     run = LlamaCppDecoder._run
-    faults = threading.Event()
+    failures: list[int] = []
 
     def fails_once(self: LlamaCppDecoder, rows: Sequence[Row]) -> Any:
-        if self.callback is not None and len(rows) == 1 and faults.is_set():
-            faults.clear()
+        if self.callback is not None and not failures and all(each.begun for each in capped):
+            failures.append(rows[0].sequences[0])
             raise IntegrityError("the decode broke")
         return run(self, rows)
 
     monkeypatch.setattr(LlamaCppDecoder, "_run", fails_once)
-    capped = [Asked(engine, text, capped=True, max_tokens=200) for text in ("Hello", "Hello there")]
-    plain = Asked(engine, "Hello", capped=False, max_tokens=60)
     with running(engine) as scheduler:
         for each in (*capped, plain):
             scheduler.submit(each.job)
-        for each in capped:  # both have begun
-            assert isinstance(each.events.get(timeout=SECONDS), Progress)
-        faults.set()
         assert [each.result() for each in capped] == [Failure(500, "the decode broke")] * 2
-        assert plain.result() == plain.alone(engine)
+        assert plain.result() == expected
         again = Asked(engine, "Hello", capped=True)
         scheduler.submit(again.job)
         assert again.result() == again.alone(engine)
 
 
-def test_a_queue_has_an_end_and_a_stop_fails_all(engine: LlamaCppEngine) -> None:
-    asked = [Asked(engine, "Hello", capped=False, max_tokens=900) for _ in range(3)]
+def test_a_queue_has_an_end_and_a_stop_fails_all(engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Asked(engine, "Hello", capped=False) for _ in range(3)]
+    goes_on = threading.Event()
+    run = LlamaCppDecoder._run
+
+    def waits(self: LlamaCppDecoder, rows: Sequence[Row]) -> Any:
+        assert not asked[0].begun or goes_on.wait(SECONDS)
+        return run(self, rows)
+
+    monkeypatch.setattr(LlamaCppDecoder, "_run", waits)
     with running(engine, parallel=1, max_waiting=1) as scheduler:
         scheduler.submit(asked[0].job)
         assert isinstance(asked[0].events.get(timeout=SECONDS), Progress)
         scheduler.submit(asked[1].job)
+        assert (scheduler.counts().running, scheduler.counts().waiting) == (1, 1)
         with pytest.raises(QueueFullError):
             scheduler.submit(asked[2].job)
-    assert asked[0].result() == asked[1].result() == Failure(503, "the server is shutting down")
+        scheduler.begin_to_stop()
+        goes_on.set()
+    for each in asked[:2]:
+        assert isinstance(each.result(), Failure)
     with pytest.raises(StoppingError):
         scheduler.submit(asked[2].job)
     assert (scheduler.counts().running, scheduler.counts().waiting) == (0, 0)
+
+
+def test_a_cancelled_job_gives_its_slot_to_the_next(engine: LlamaCppEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [Asked(engine, "Hello", capped=False, max_tokens=900 if n == 0 else 8) for n in range(3)]
+    run = LlamaCppDecoder._run
+
+    def waits(self: LlamaCppDecoder, rows: Sequence[Row]) -> Any:
+        assert not asked[0].begun or asked[0].job.cancelled.wait(SECONDS)
+        return run(self, rows)
+
+    monkeypatch.setattr(LlamaCppDecoder, "_run", waits)
+    with running(engine, parallel=1) as scheduler:
+        for each in asked:
+            scheduler.submit(each.job)
+        assert isinstance(asked[0].events.get(timeout=SECONDS), Progress)
+        scheduler.cancel(asked[1].job)  # in line
+        scheduler.cancel(asked[0].job)
+        assert asked[2].result() == asked[2].alone(engine)
+        counts = scheduler.counts()
+        assert (counts.finished, counts.cancelled, counts.running, counts.waiting) == (3, 2, 0, 0)
+    assert len(asked[0].job.answer.token_ids) < 5
 
 
 def test_a_fault_of_the_scheduler_itself_leaves_nobody_waiting(engine: LlamaCppEngine) -> None:
