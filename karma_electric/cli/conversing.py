@@ -19,7 +19,7 @@ from karma_electric.cli.caps import say
 from karma_electric.conversation import Message
 from karma_electric.engines.protocol import CapActivity, ChatEngine, StreamedToken
 from karma_electric.engines.sampling import Sampling
-from karma_electric.errors import InputError
+from karma_electric.errors import InputError, IntegrityError
 
 PROMPT = "> "
 NEW = "/new"
@@ -136,9 +136,11 @@ def _marked(answer: Answer, *, style: str | None) -> Text:
 
 def _summary(answer: Answer) -> str:
     cap = answer.cap
+    if cap.positions == 0:
+        raise IntegrityError("the answer was to be capped, and the cap saw nothing of it; it is not capped")
     layers = ", ".join(f"{layer}: {count}" for layer, count in answer.fired_by_layer().items()) or "none"
     return (
-        f"(the cap acted on {cap.fired} of {cap.positions} positions, {cap.firing_rate or 0:.1%}, prompt included; "
+        f"(the cap acted on {cap.fired} of {cap.positions} positions, {cap.fired / cap.positions:.1%}, prompt included; "
         f"tokens of the answer by layer: {layers})"
     )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from karma_electric.engines.answer import AnswerStep, ChosenToken, Finish, GrowingAnswer
 from karma_electric.engines.llama_cpp_sequence import TokenSequence
 from karma_electric.engines.protocol import CapActivity
-from karma_electric.errors import KarmaError
+from karma_electric.errors import IntegrityError, KarmaError
 
 _logger = logging.getLogger(__name__)
 
@@ -219,6 +219,8 @@ class Scheduler:
         job.reported += len(chosen)
         usage = None
         if finish is not None:
+            if (slot.activity.positions > 0) != job.capped:
+                raise IntegrityError(f"capped is {job.capped}, and the cap saw {slot.activity.positions} positions")
             tokens = len(job.answer.token_ids)
             usage = Usage(len(job.prompt), tokens, job.cached_tokens, job.capped, slot.activity)
             with self._changed:

@@ -52,12 +52,13 @@ def expected(release: Release, turns: list[str], *, capped: bool, system: str | 
 
 
 def test_each_line_of_a_pipe_is_a_turn(release: Release, tmp_path: Path) -> None:
-    turns = ["Hello", "Řekni to krátce 🐈"]
-    done = chat(release.gguf, "--acap", release.axis, *SHORT, said="Hello\n\nŘekni to krátce 🐈", folder=tmp_path)
+    turns = ["River", "Řekni to krátce 🐈"]
+    done = chat(release.gguf, "--acap", release.axis, *SHORT, said="River\n\nŘekni to krátce 🐈", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "".join(f"{printable(text)}\n" for text in expected(release, turns, capped=True))
     assert done.stderr.startswith(f"capped by {release.axis}: layers 1 to 2, alpha 1\n")
-    assert len(re.findall(r"^\(the cap acted on \d+ of \d+ positions, [\d.]+%", done.stderr, re.MULTILINE)) == 2
+    assert expected(release, turns, capped=True) != expected(release, turns, capped=False)
+    assert len(re.findall(r"^\(the cap acted on [1-9]\d* of \d+ positions, [\d.]+%", done.stderr, re.MULTILINE)) == 2
 
 
 def test_without_an_axis_it_says_uncapped(release: Release, tmp_path: Path) -> None:
@@ -140,13 +141,13 @@ def test_the_project_s_own_model_axis_and_prompt_are_found(
     shutil.copy(release.axis, tmp_path / "models" / "axis.gguf")
     (tmp_path / "data" / "prompts").mkdir(parents=True)
     (tmp_path / "data" / "prompts" / "persona.txt").write_text("Be brief.")
-    done = chat(*SHORT, said="Hello\n", folder=tmp_path)
+    done = chat(*SHORT, said="River\n", folder=tmp_path)
     assert done.stderr.splitlines()[:3] == [
         "model: models/tiny-v8.gguf",
         "capped by models/axis.gguf: layers 1 to 2, alpha 1",
         "system prompt: data/prompts/persona.txt",
     ]
-    assert done.stdout == printable(expected(release, ["Hello"], capped=True, system="Be brief.")[0]) + "\n"
+    assert done.stdout == printable(expected(release, ["River"], capped=True, system="Be brief.")[0]) + "\n"
 
 
 def test_input_that_is_no_text_or_too_long_is_one_line(release: Release, tmp_path: Path) -> None:
