@@ -139,8 +139,9 @@ def _summary(answer: Answer) -> str:
     if cap.positions == 0:
         raise IntegrityError("the answer was to be capped, and the cap saw nothing of it; it is not capped")
     layers = ", ".join(f"{layer}: {count}" for layer, count in answer.fired_by_layer().items()) or "none"
+    rate = cap.fired / cap.positions
     return (
-        f"(the cap acted on {cap.fired} of {cap.positions} positions, {cap.fired / cap.positions:.1%}, prompt included; "
+        f"(the cap acted on {cap.fired} of {cap.positions} positions, {rate:.1%}, prompt included; "
         f"tokens of the answer by layer: {layers})"
     )
 
