@@ -162,28 +162,3 @@ def _compare(weights: str, name: str, ours: Observation, theirs: Observation) ->
         cosine=float(cosines(found, wanted).min()),
         agreement=agreement_of(found, wanted, 0.0)[0],
     )
-
-
-def results_table(results: Sequence[Result]) -> str:
-    """In Markdown."""
-    lines = [
-        "| path | case | from the oracle | bound | uncapped | cosine | effect of the cap | same token | verdict |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {each.path} | {each.case} | {each.difference:.1e} | {'-' if each.bound is None else f'{each.bound:g}'} | "
-        f"{each.uncapped_difference:.1e} | {each.cosine:.9f} | {each.effect:.2f} | "
-        f"{each.agreement:.0%} of {each.compared:.0%} | {'; '.join(each.faults) or 'conforms'} |"
-        for each in results
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def parity_table(parity: Sequence[Parity]) -> str:
-    """In Markdown."""
-    lines = ["| weights | cap | max abs | cosine | greedy agreement |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {each.weights} | {each.case} | {each.difference:.1e} | {each.cosine:.9f} | {each.agreement:.0%} |"
-        for each in parity
-    ]
-    return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import build, db
+from karma_electric.cli import axis, build, db
 from karma_electric.errors import KarmaError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 build.register(app)
 app.add_typer(db.app, name="db")
+app.add_typer(axis.app, name="axis")
 
 
 def main() -> None:

@@ -18,19 +18,20 @@ from karma_electric.capping.oracle import Memory, Oracle
 from karma_electric.errors import InputError
 from karma_electric.gguf_files.writer import write_gguf
 from tests.capping.mutants import MUTANTS, LlamaCppMutant, NumpyMutant, PytorchMutant
+from tests.capping.other_architectures import Architecture, make_model, write_other_gguf
 from tests.engines.pytorch_reference import write_varied_model
 
 
 class Kit:
     """One model with its cases, and what the oracle says of them."""
 
-    def __init__(self, folder: Path, work: Path) -> None:
+    def __init__(self, folder: Path, gguf: Path, *, gguf_bound: float = FLOAT32_BOUND) -> None:
         self.folder = folder
+        self.gguf_bound = gguf_bound
         self.oracle = Oracle(folder)
-        self.cases = make_cases(self.oracle, prompt_ids(folder), bound=1e-3)
+        self.cases = make_cases(self.oracle, prompt_ids(folder), bound=10 * gguf_bound)
         self.expected = {case.name: observe_oracle(self.oracle, case) for case in self.cases}
-        self.gguf = work / "F32.gguf"
-        write_gguf(folder, self.gguf, gguf_type="F32", name="tiny")
+        self.gguf = gguf
 
     @cache  # noqa: B019
     def model(self) -> Any:
@@ -45,7 +46,7 @@ class Kit:
         if kind == "pytorch":
             return PytorchMutant(self.model(), mutant) if mutant else PytorchPath(self.model())
         path = (LlamaCppMutant if mutant else LlamaCppPath)(
-            self.gguf, name="F32", logit_bound=FLOAT32_BOUND, cache_type="f32"
+            self.gguf, name="F32", logit_bound=self.gguf_bound, cache_type="f32"
         )
         if isinstance(path, LlamaCppMutant) and mutant:
             path.mutant = mutant
@@ -58,7 +59,9 @@ PATHS = ("numpy", "pytorch", "llama.cpp")
 @pytest.fixture(scope="module")
 def kit(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     work = tmp_path_factory.mktemp("conformance")
-    return Kit(write_varied_model(tiny_llama, work / "model"), work)
+    folder = write_varied_model(tiny_llama, work / "model")
+    write_gguf(folder, work / "F32.gguf", gguf_type="F32", name="tiny")
+    return Kit(folder, work / "F32.gguf")
 
 
 @pytest.mark.parametrize("kind", PATHS)
@@ -130,3 +133,25 @@ def test_a_dead_cap_of_other_weights_is_caught_by_its_states(kit: Kit) -> None:
     dead.mutant = "no-op"
     assert faults(path, kit.cases[0]) == ()
     assert "above where the cap puts it" in faults(dead, kit.cases[0])[0]
+
+
+# --- other architectures ---
+
+
+@pytest.mark.parametrize(("architecture", "bound"), [("qwen2", FLOAT32_BOUND), ("gemma", 5e-3)])
+def test_other_architectures_conform_in_pytorch_and_in_stock_llama_cpp(
+    architecture: Architecture, bound: float, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Gemma's GELU comes from a table of F16 values in llama.cpp, capped or not, so its logits are less exact."""
+    folder = make_model(architecture, tiny_llama, tmp_path / "model")
+    kit = Kit(folder, write_other_gguf(folder, tiny_llama, tmp_path / "F32.gguf"), gguf_bound=bound)
+    for kind in PATHS:
+        for result in kit.results(kit.path(kind)):
+            assert result.faults == ()
+        assert any(not result.conforms for result in kit.results(kit.path(kind, "no-op")))
+
+
+def test_our_writer_says_plainly_that_it_writes_llama_only(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = make_model("qwen2", tiny_llama, tmp_path / "model")
+    with pytest.raises(InputError, match=r"architectures is \['Qwen2ForCausalLM'\], expected \['LlamaForCausalLM'\]"):
+        write_gguf(folder, tmp_path / "F32.gguf", gguf_type="F32", name="tiny")
