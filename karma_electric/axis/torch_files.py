@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from karma_electric.axis.files import DEFAULT_ALPHA, MAX_AXIS_BYTES, MAX_LAYER
 from karma_electric.axis.loading import AxisContent, content_of
 from karma_electric.canonical import read_json_object
-from karma_electric.errors import InputError, IntegrityError, shown
+from karma_electric.errors import InputError, IntegrityError, KarmaError, shown
 
 _AXIS_DTYPES: Final = (torch.float32, torch.bfloat16)
 _LAYER = re.compile(r"0|[1-9][0-9]{0,3}", re.ASCII)
@@ -37,17 +36,19 @@ def read_torch_axis(path: Path, *, stats: Path | None = None) -> AxisContent:
     axis = _axis(path, found)
     thresholds = _thresholds(record.get("thresholds", {}), f"{path}: thresholds")
     identity, alpha, notes = _identity(record), _alpha(path, record), list[str]()
-    beside = stats or (None if thresholds else _stats_beside(path))
+    beside = stats or (None if thresholds and identity else _stats_beside(path))
     if beside is not None:
         theirs = read_json_object(beside)
         _check_sizes(beside, theirs, axis, path)
-        if thresholds:
-            notes.append(f"the thresholds in {path} stand, not those of {beside}")
-        else:
-            thresholds = _thresholds(theirs.get("thresholds", {}), f"{beside}: thresholds")
-            alpha = _alpha(beside, theirs)
+        calibrated = _thresholds(theirs.get("thresholds", {}), f"{beside}: thresholds")
+        if not thresholds:
+            thresholds = calibrated
             notes.append(f"thresholds from {beside}")
-        identity = _identity(theirs) | identity
+        if thresholds == calibrated:
+            identity = _identity(theirs) | identity
+            alpha = alpha if "alpha" in record else _alpha(beside, theirs)
+        else:
+            notes.append(f"the thresholds in {path} stand, not those of {beside}")
     if thresholds and not 1 <= min(thresholds) <= max(thresholds) < len(axis):
         raise IntegrityError(
             f"{path}: thresholds for {shown(sorted(thresholds))}, expected layers 1 to {len(axis) - 1}"
@@ -72,11 +73,11 @@ def _load(path: Path) -> Any:
     try:
         _refuse_inflation(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except KarmaError:
+        raise
+    except Exception as error:  # of a reader of pickles that meets anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise IntegrityError(f"{path}: is no file of tensors alone ({reason}); fetch or extract it again") from error
-    except (zipfile.BadZipFile, IndexError, OSError, OverflowError, UnicodeDecodeError, NotImplementedError) as error:
-        raise IntegrityError(f"{path}: is damaged ({error}); fetch or extract it again") from error
 
 
 def _refuse_inflation(path: Path) -> None:

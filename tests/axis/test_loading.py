@@ -115,6 +115,18 @@ def test_a_bare_pt_or_safetensors_takes_a_threshold_at_the_default_depth(tmp_pat
             load_cap(path, MODEL)
 
 
+def test_the_stats_beside_a_pt_with_thresholds_say_what_it_is(tmp_path: Path) -> None:
+    path = save(tmp_path / "axis.pt", {"axis": torch.from_numpy(AXIS), "thresholds": TAUS})
+    stats = {"alpha": 0.5, "model_sha256": SHA, "thresholds": {str(layer): tau for layer, tau in TAUS.items()}}
+    (tmp_path / "axis_stats.json").write_text(json.dumps(stats))
+    found = load_cap(path, MODEL)
+    assert (found.cap.alpha, found.identity, found.notes) == (0.5, {"model_sha256": SHA}, ())
+    (tmp_path / "axis_stats.json").write_text(json.dumps(stats | {"thresholds": {"5": 9.0, "6": 9.0}}))
+    found = load_cap(path, MODEL)
+    assert (found.cap.alpha, found.cap.taus, found.identity) == (1, TAUS, {})
+    assert found.notes[0] == f"the thresholds in {path} stand, not those of {tmp_path / 'axis_stats.json'}"
+
+
 def test_the_axis_of_other_weights_takes_force(tmp_path: Path) -> None:
     path = write_axis_file(tmp_path / "axis.gguf")
     for other in (ModelFacts("other", SIZE, LAYERS, "b" * 64), ModelFacts("silent", SIZE, LAYERS, None)):
