@@ -49,8 +49,9 @@ class Cap:
 
 def unit(direction: NDArray[np.floating]) -> NDArray[np.float32]:
     """(hidden_size,) -> the same direction with norm 1. Raises InputError for a zero or non-finite vector."""
-    wide = direction.astype(np.float64)
-    norm = float(np.linalg.norm(wide))
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused below
+        wide = direction.astype(np.float64)
+        norm = float(np.linalg.norm(wide))
     if not np.isfinite(norm) or norm <= LEAST_NORM:
         raise InputError(f"an axis of norm {norm} has no direction; extract it again")
     return (wide / norm).astype(np.float32)

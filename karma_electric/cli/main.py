@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import build
+from karma_electric.cli import axis, build, chat, serve
 from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
@@ -18,6 +18,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 build.register(app)
+chat.register(app)
+serve.register(app)
+app.add_typer(axis.app, name="axis")
 app.add_typer(db, name="db")
 
 

@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+from typer.testing import CliRunner
+
+from karma_electric.cli.main import app
+from karma_electric.errors import KarmaError
+
 ROOT = Path(__file__).parent.parent.parent
 KARMA = Path(sys.executable).with_name("karma")
 
@@ -43,3 +48,10 @@ def one_line_of(done: subprocess.CompletedProcess[str], exit_code: int) -> str:
     assert done.stderr.startswith("error: ")
     assert done.stdout == ""
     return done.stderr.removeprefix("error: ").rstrip("\n")
+
+
+def refused(*arguments: str | Path) -> str:
+    """The error of a command that is run in this process and folder, which is quicker."""
+    error = CliRunner().invoke(app, [*map(str, arguments)]).exception
+    assert isinstance(error, KarmaError), repr(error)
+    return str(error)
