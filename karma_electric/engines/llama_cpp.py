@@ -76,6 +76,12 @@ class LlamaCppEngine:
         return EngineIdentity("llama.cpp", BUILD, self._model.sha256, self._axis_sha256)
 
     @property
+    def arithmetic(self) -> str:
+        """The instruction sets that llama.cpp computes with on this machine: others give other bits."""
+        described: bytes = self._open_model().library.llama_print_system_info()
+        return described.decode("utf-8", "replace").partition("|")[2].strip()
+
+    @property
     def vocab_size(self) -> int:
         """Tokens in the vocabulary."""
         return self._model.vocab_size
@@ -99,29 +105,43 @@ class LlamaCppEngine:
         """
         return self._encode(self._render(messages) + prefix)
 
-    def generate(self, messages: Sequence[Message], *, max_tokens: int, capped: bool = False) -> Generation:
-        """The greedy answer: the likeliest token each time, the lowest id among equals, to an end token or max_tokens.
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        capped: bool = False,
+        prefix: str = "",
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """The greedy answer: the likeliest token each time, the lowest id among equals, to an end token, a stop text or
+        max_tokens. It goes on from `prefix`, which is not part of its text.
 
         The cap's activity counts every token that the model read: the prompt, and the answer but for a last token that
         nothing follows. Raises InputError when prompt and `max_tokens` do not fit into the context.
         """
-        if max_tokens < 1:
-            raise InputError(f"max_tokens is {max_tokens}, expected at least 1")
+        if max_tokens < 1 or not all(stop):
+            raise InputError(f"max_tokens is {max_tokens}, stop {list(stop)!r}; expected at least 1, and no empty text")
         with self._lock:
             context = self._context(capped)
-            prompt = self.prompt_token_ids(messages)
+            prompt = self.prompt_token_ids(messages, prefix=prefix)
             self._check_length(len(prompt) + max_tokens, f"a prompt of {len(prompt)} and an answer of {max_tokens}")
             answer: list[int] = []
             token = int(context.read(prompt).argmax())
-            while not (stopped := self._model.ends_generation(token)):
+            while not (ended := self._model.ends_generation(token)):
                 answer.append(token)
+                if stop and _before_stop(self._model.detokenize(answer, special=False), stop) is not None:
+                    ended = True
+                    break
                 if len(answer) == max_tokens:
                     break
                 token = int(context.extend([token])[-1].argmax())
+            text = self._model.detokenize(answer, special=False)
+            cut = _before_stop(text, stop)
             return Generation(
-                text=self._model.detokenize(answer, special=False),
+                text=text if cut is None else cut,
                 token_ids=tuple(answer),
-                finish="stop" if stopped else "length",
+                finish="stop" if ended else "length",
                 prompt_tokens=len(prompt),
                 cap=context.activity,
             )
@@ -233,6 +253,12 @@ class LlamaCppEngine:
                 f"{what} tokens make {tokens}, expected at most {self.context_tokens} of context; shorten it, or raise "
                 f"context_tokens (this model: up to {self._model.trained_context_tokens})"
             )
+
+
+def _before_stop(text: str, stop: Sequence[str]) -> str | None:
+    """The text before the first stop text in it; None when there is none."""
+    places = [place for place in (text.find(each) for each in stop) if place >= 0]
+    return text[: min(places)] if places else None
 
 
 def _available_cores() -> int:

@@ -55,8 +55,10 @@ def shared(left: str, right: str) -> float:
 
 
 def texts_of(item: Item) -> Iterator[str]:
-    for value in item.model_dump(exclude={"id", "suite", "category", "fail_signals", "pass_signals"}).values():
-        yield from [value] if isinstance(value, str) else value
+    values = item.model_dump(exclude={"id", "suite", "category", "fail_signals", "pass_signals", "options"}).values()
+    for value in values:
+        texts = value.values() if isinstance(value, dict) else [value] if isinstance(value, str) else value
+        yield from () if isinstance(texts, int) else texts
 
 
 def every_item() -> Iterator[Item]:
