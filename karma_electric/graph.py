@@ -43,6 +43,14 @@ def read_stages(graph: Path, recipe: dict[str, Any]) -> list[Stage]:
     return stages
 
 
+def read_artifacts(graph: Path, recipe: dict[str, Any]) -> dict[str, Path]:
+    """Name -> path of each artifact that the `dvc.yaml` at `graph` names, with `${...}` filled in from the recipe."""
+    entries = read_yaml(graph).get("artifacts", {})
+    where = f"{graph}: artifacts"
+    bodies = {name: _mapping(entry, f"{where}.{name}") for name, entry in _mapping(entries, where).items()}
+    return {name: Path(str(_filled(body.get("path"), recipe, graph, name))) for name, body in bodies.items()}
+
+
 def check_inputs_exist(stages: list[Stage], named_by: Mapping[str, str]) -> None:
     """Raises InputError for a dependency, relative to the folder we are in, that no stage makes and is missing.
 

@@ -73,7 +73,8 @@ def calibrate(
     """Choose a ceiling for each capping layer and write the axis GGUF, the `.pt`, axis_stats.json and a histogram.
 
     The rules are those of `thresholds.choose_taus`, fitted on the split `fit`; firing rates are measured on `held-out`.
-    The `.pt` holds `axis` (n_layers, hidden_size) float32 and `thresholds` {layer: tau}, and loads with weights_only.
+    The `.pt` holds `axis` (n_layers, hidden_size) float32, `thresholds` {layer: tau}, `alpha` and `identity`, and loads
+    with weights_only.
 
     Returns metrics: tau by layer, firing rate with its interval by kind. Raises IntegrityError where axis, projections
     and prompts do not belong together, InputError for layers that the model lacks.
@@ -120,9 +121,10 @@ def _together(sets: list[AnswerProjections]) -> AnswerProjections:
     )
 
 
-def _write_gguf(path: Path, result: _Calibration) -> None:
+def _identity(result: _Calibration) -> dict[str, str | float]:
+    """What every form of the axis says of itself."""
     known = result.measured.identity
-    identity: dict[str, str | float] = {
+    return {
         "model": str(known.get("model")),
         "model_sha256": str(known.get("model_sha256")),
         "axis_sha256": result.axis_sha256,
@@ -130,20 +132,30 @@ def _write_gguf(path: Path, result: _Calibration) -> None:
         "rule_value": rule_value(result.params),
         "firing_rate": rounded(result.rates[ALL].rate),
     }
+
+
+def _write_gguf(path: Path, result: _Calibration) -> None:
+    identity = _identity(result)
     identity |= {f"firing_rate.{kind}": rounded(result.rates[kind].rate) for kind in KINDS}
     write_axis_gguf(
         path,
         {layer: result.measured.axis[layer] for layer in result.layers},
         result.taus,
         alpha=result.params.alpha,
-        model_type=str(known.get("model_type")),
+        model_type=str(result.measured.identity.get("model_type")),
         identity=identity,
     )
 
 
 def _torch_file(result: _Calibration) -> bytes:
     stream = io.BytesIO()  # torch.save would store the name of a file
-    torch.save({"axis": torch.from_numpy(result.measured.axis), "thresholds": dict(result.taus)}, stream)
+    content = {
+        "axis": torch.from_numpy(result.measured.axis),
+        "thresholds": dict(result.taus),
+        "alpha": result.params.alpha,
+        "identity": _identity(result),
+    }
+    torch.save(content, stream)
     return stream.getvalue()
 
 

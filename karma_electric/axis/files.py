@@ -2,7 +2,8 @@
 
 GGUF version 3 with tensors `direction.<layer>`, one-dimensional F32 of the hidden size, layer the 0-based index of a
 decoder block and never 0, and for each a float32 key `acap.threshold.<layer>`, the signed ceiling tau. Directions are
-stored with their length and are normalised here. Keys `karma.*` say where the file is from; files of others lack them.
+stored with their length and are normalised here. Keys `karma.*` say where the file is from; files of others lack them,
+and old ones lack thresholds too: karma_electric/axis/loading.py takes those, with a threshold beside them.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ class AxisFile:
     alpha: float
     identity: Mapping[str, Any]  # the keys karma.*, without that prefix
     sha256: str
+    norms: Mapping[int, float]  # layer -> length of the direction as it is stored
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return tuple(sorted(self.taus))
+        return tuple(sorted(self.directions))
 
     @property
     def hidden_size(self) -> int:
@@ -57,8 +59,8 @@ class AxisFile:
         return Cap(directions=self.directions, taus=self.taus, alpha=self.alpha)
 
 
-def load_axis(path: Path) -> AxisFile:
-    """Read and check the axis GGUF at `path`.
+def load_axis(path: Path, *, need_thresholds: bool = True) -> AxisFile:
+    """Read and check the axis GGUF at `path`. Without `need_thresholds` it may have none at all: `taus` is empty then.
 
     Raises IntegrityError naming the fault: a damaged file, a foreign tensor, a direction that is not one-dimensional
     F32, not finite, zero or of another length than the others, block 0, a threshold that is missing, too many, not
@@ -67,12 +69,19 @@ def load_axis(path: Path) -> AxisFile:
     header = read_header(path)
     if header.file_size > MAX_AXIS_BYTES:
         raise InputError(f"{path}: {header.file_size} bytes; expected an axis file of at most {MAX_AXIS_BYTES}")
+    if "tokenizer.ggml.model" in header.metadata:
+        raise InputError(f"{path}: is a model, expected an axis file with tensors direction.<layer>")
     data = path.read_bytes()
     if header.version != 3 or len(data) != header.file_size:
         raise IntegrityError(f"{path}: GGUF version {header.version} of {len(data)} bytes, expected a whole version 3")
-    directions = _directions(path, header, data)
+    directions, norms = _directions(path, header, data)
     taus = _taus(path, header)
-    if unpaired := sorted(directions.keys() ^ taus.keys()):
+    if not taus and need_thresholds:
+        raise IntegrityError(
+            f"{path}: has no key {THRESHOLD_PREFIX}<layer>, expected one for each direction; "
+            "give a threshold with it (--acap-threshold T)"
+        )
+    if taus and (unpaired := sorted(directions.keys() ^ taus.keys())):
         missing = "threshold" if unpaired[0] in directions else "direction"
         raise IntegrityError(f"{path}: layer {unpaired[0]} has no {missing}; every capped layer needs both")
     identity = {
@@ -80,13 +89,15 @@ def load_axis(path: Path) -> AxisFile:
         for key, value in header.metadata.items()
         if key.startswith(IDENTITY_PREFIX)
     }
-    return AxisFile(directions, taus, _alpha(path, header), identity, sha256_bytes(data))
+    return AxisFile(directions, taus, _alpha(path, header), identity, sha256_bytes(data), norms)
 
 
-def _directions(path: Path, header: GgufHeader, data: bytes) -> dict[int, NDArray[np.float32]]:
+def _directions(path: Path, header: GgufHeader, data: bytes) -> tuple[dict[int, NDArray[np.float32]], dict[int, float]]:
+    """Directions of norm 1, and the norms that they had."""
     if not header.tensors:
         raise IntegrityError(f"{path}: no tensors, expected direction.<layer>; this is no axis file")
     directions: dict[int, NDArray[np.float32]] = {}
+    norms: dict[int, float] = {}
     hidden_size = header.tensors[0].shape[0]
     for tensor in header.tensors:
         layer = _check_tensor(path, tensor, hidden_size)
@@ -94,9 +105,10 @@ def _directions(path: Path, header: GgufHeader, data: bytes) -> dict[int, NDArra
         values = np.frombuffer(data, "<f4", count=hidden_size, offset=start).astype(np.float32)
         try:
             directions[layer] = unit(values)
+            norms[layer] = float(np.linalg.norm(values.astype(np.float64)))
         except InputError as error:
             raise IntegrityError(f"{path}: {tensor.name}: {error}") from error
-    return dict(sorted(directions.items()))
+    return dict(sorted(directions.items())), dict(sorted(norms.items()))
 
 
 def _check_tensor(path: Path, tensor: TensorInfo, hidden_size: int) -> int:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import build, db
+from karma_electric.cli import build, chat, db, serve
 from karma_electric.errors import KarmaError
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 build.register(app)
+chat.register(app)
+serve.register(app)
 app.add_typer(db.app, name="db")
 
 

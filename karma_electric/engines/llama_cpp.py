@@ -1,6 +1,6 @@
 """The llama.cpp engine: a GGUF file that answers greedily and scores answers, capped or not, on the CPU.
 
-Answers depend on the file, the cap and the conversation, not on what was asked before (see llama_cpp_context.py).
+Answers depend on the file, the cap and the conversation, not on what was asked before (see llama_cpp_sequence.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,17 +19,21 @@ from numpy.typing import NDArray
 from karma_electric.capping.formula import Cap
 from karma_electric.capping.llama_cpp import FORCING_TAU, CapCallback, check_fit
 from karma_electric.conversation import Message
+from karma_electric.engines.answer import GrowingAnswer, Utf8Decoder
 from karma_electric.engines.chat_template import ChatTemplate
 from karma_electric.engines.llama_cpp_binding import BUILD
-from karma_electric.engines.llama_cpp_context import BATCH_TOKENS, CacheType, LlamaCppContext
+from karma_electric.engines.llama_cpp_context import LlamaCppContext
+from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, CacheType, LlamaCppDecoder
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
+from karma_electric.engines.llama_cpp_sequence import TokenSequence
 from karma_electric.engines.option_scores import score_options
-from karma_electric.engines.protocol import EngineIdentity, Generation
+from karma_electric.engines.protocol import EngineIdentity, Generation, StreamedToken
+from karma_electric.engines.sampling import Sampling
 from karma_electric.errors import InputError, IntegrityError
 
 
 class LlamaCppEngine:
-    """A GGUF model; implements karma_electric.engines.protocol.Engine. A context manager.
+    """A GGUF model; implements Engine and ChatEngine of karma_electric.engines.protocol. A context manager.
 
     `cap` and `axis_sha256` (of the file that the cap is from) go together. `context_tokens` is the longest sequence,
     prompt and answer, and is at most what the model was trained on. `threads` is by default the number of cores that
@@ -98,6 +102,10 @@ class LlamaCppEngine:
         """The text of all tokens together; control tokens are left out unless `special`. Broken UTF-8 is U+FFFD."""
         return self._open_model().detokenize(token_ids, special=special)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token's text, maybe a part of a character; none of a control token."""
+        return self._open_model().token_bytes(token_id)
+
     def prompt_token_ids(self, messages: Sequence[Message], *, prefix: str = "") -> list[int]:
         """The conversation in the model's chat template, the assistant's header, and `prefix`, as token ids.
 
@@ -145,6 +153,75 @@ class LlamaCppEngine:
                 prompt_tokens=len(prompt),
                 cap=context.activity,
             )
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling,
+        max_tokens: int | None = None,
+        capped: bool = False,
+    ) -> Generator[StreamedToken, None, None]:
+        """The answer part by part, up to `max_tokens` or the end of the context. One stream or question at a time."""
+        with self._lock:
+            context = self._context(capped)
+            prompt = self.prompt_token_ids(messages)
+            answer = self.new_answer(len(prompt), max_tokens=max_tokens, sampling=sampling)
+            logits = context.read(prompt)
+            activity, layers = context.activity, None
+            while True:
+                step = answer.take(logits)
+                yield StreamedToken(step.text, step.token, answer.finish, activity, layers)
+                if answer.finish is not None or step.token is None:
+                    return
+                logits = context.extend([step.token])[-1]
+                activity, layers = context.last_activity, _fired_layers(context.callback)
+
+    def new_answer(
+        self,
+        prompt_tokens: int,
+        *,
+        sampling: Sampling,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        top_log_probabilities: int | None = None,
+    ) -> GrowingAnswer:
+        """An answer to be grown from logits, after a prompt of so many tokens. Raises InputError where none fits."""
+        room = max(1, self.context_tokens - prompt_tokens) if max_tokens is None else max_tokens
+        if room < 1:
+            raise InputError(f"max_tokens is {max_tokens}, expected at least 1")
+        self._check_length(prompt_tokens + room, f"a prompt of {prompt_tokens} and an answer of {room}")
+        return GrowingAnswer(
+            Utf8Decoder(self._open_model().token_bytes),
+            self._model.ends_generation,
+            sampling=sampling,
+            max_tokens=room,
+            stop=stop,
+            top_log_probabilities=top_log_probabilities,
+        )
+
+    def open_slots(self, count: int, *, capped: bool) -> list[TokenSequence]:
+        """So many sequences of `context_tokens` each, in one context of their own; they live as long as the engine.
+
+        For one thread, and with no lock: whoever holds them decodes for one of them at a time. An answer in one of
+        them is the same bits as alone. When a decode fails, all of them lose their memory.
+        """
+        model = self._open_model()
+        callback = self._new_callback(model) if capped else None
+        decoder = LlamaCppDecoder(
+            model,
+            context_tokens=self.context_tokens,
+            threads=self._threads,
+            cache_type=self._cache_type,
+            cap=callback,
+            sequences=count,
+        )
+        self._free.append(decoder.free)
+        slots = [TokenSequence(decoder, number) for number in range(count)]
+        if callback is not None:
+            for slot in slots:
+                _prove_effect(slot, callback, layers=len(callback.layers))
+        return slots
 
     def score(
         self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
@@ -212,14 +289,17 @@ class LlamaCppEngine:
         return context
 
     def _capped_context(self, model: LlamaCppModel) -> LlamaCppContext:
+        callback = self._new_callback(model)
+        context = self._new_context(model, callback)
+        _prove_effect(context, callback, layers=len(callback.layers))
+        return context
+
+    def _new_callback(self, model: LlamaCppModel) -> CapCallback:
         if self._cap is None:
             raise InputError(f"{model.path}: capped answers need a cap; give the engine an axis file")
-        callback = CapCallback(
+        return CapCallback(
             model.library, self._cap, hidden_size=model.hidden_size, blocks=model.blocks, max_rows=BATCH_TOKENS
         )
-        context = self._new_context(model, callback)
-        _prove_effect(context, callback, layers=len(self._cap.layers))
-        return context
 
     def _render(self, messages: Sequence[Message]) -> str:
         if not messages or messages[-1].role != "user":
@@ -265,7 +345,12 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prove_effect(context: LlamaCppContext, callback: CapCallback, *, layers: int) -> None:
+def _fired_layers(callback: CapCallback | None) -> tuple[int, ...]:
+    """Where the cap acted in the last decode."""
+    return () if callback is None else tuple(layer for layer, fired in callback.fired_by_layer.items() if fired)
+
+
+def _prove_effect(context: TokenSequence, callback: CapCallback, *, layers: int) -> None:
     """Force the cap on one token and see that the logits change: a cap that is not wired in is no cap."""
     try:
         callback.set_all_taus(-FORCING_TAU)

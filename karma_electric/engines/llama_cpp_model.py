@@ -82,9 +82,10 @@ class LlamaCppModel:
     def detokenize(self, token_ids: Sequence[int], *, special: bool) -> str:
         """The text of the tokens together, so that a character split over tokens is whole; `special` shows control
         tokens. Bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(self._piece(token, special=special) for token in token_ids).decode("utf-8", "replace")
+        return b"".join(self.token_bytes(token, special=special) for token in token_ids).decode("utf-8", "replace")
 
-    def _piece(self, token: int, *, special: bool) -> bytes:
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of a token's text, maybe a part of a character; none of a control token unless `special`."""
         self.check_token(token)
         room = 64
         while True:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from karma_electric.engines.llama_cpp_context import LlamaCppContext, TokenPath, common_length
+from karma_electric.engines.llama_cpp_context import LlamaCppContext, TokenPath
+from karma_electric.engines.llama_cpp_sequence import common_length
+from karma_electric.engines.sampling import log_softmax
 from karma_electric.errors import InputError
 
 
@@ -30,11 +32,3 @@ def branches(tails: Sequence[TokenPath]) -> list[TokenPath]:
     paths = {tail[:-1] for tail in tails} - {()}
     inner = {path[:length] for path in paths for length in range(1, len(path))}
     return sorted(paths - inner)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Natural logarithms of the probabilities, in float64: (vocab_size,) -> (vocab_size,)."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    log_probabilities: NDArray[np.float64] = wide - np.log(np.exp(wide).sum())
-    return log_probabilities

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from karma_electric.conversation import Message
+from karma_electric.engines.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,42 @@ class Generation:
     finish: Literal["stop", "length"]
     prompt_tokens: int
     cap: CapActivity
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedToken:
+    """A part of an answer, as it comes. The parts' activities add up to the answer's."""
+
+    text: str  # that is certain now; may be empty
+    token_id: int | None  # None: an end token
+    finish: Literal["stop", "length"] | None  # of the last part
+    cap: CapActivity  # in the pass that chose the token; for the first one, in the whole prompt
+    fired_layers: tuple[int, ...] | None  # where the cap acted in that pass; None for the first one
+
+
+class ChatEngine(Protocol):
+    """A chat model that answers part by part.
+
+    `capped=True` on an engine without an axis is an error, never an uncapped answer.
+    """
+
+    @property
+    def identity(self) -> EngineIdentity: ...
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling,
+        max_tokens: int | None = None,
+        capped: bool = False,
+    ) -> Generator[StreamedToken, None, None]:
+        """The answer to a conversation that ends with a user turn, up to `max_tokens` or the end of the context."""
+        ...
+
+    def close(self) -> None:
+        """Free the model."""
+        ...
 
 
 class Engine(Protocol):

@@ -20,6 +20,7 @@ LOADED_BY_OTHERS: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("torch",),
     "gguf": ("numpy",),
     "pydantic": ("pydantic-core",),
+    "numba": ("llvmlite", "numpy"),
     "scipy": ("numpy",),
     "safetensors": ("numpy",),
     "torch": ("numpy",),
@@ -31,6 +32,7 @@ WITHOUT_INFLUENCE = frozenset(
     {
         "annotated-types",
         "anyio",
+        "cffi",
         "charset-normalizer",
         "colorama",
         "dill",
@@ -47,6 +49,7 @@ WITHOUT_INFLUENCE = frozenset(
         "packaging",
         "protobuf",
         "psutil",
+        "pycparser",
         "pydot",
         "python-dateutil",
         "regex",

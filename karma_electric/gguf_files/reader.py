@@ -29,6 +29,9 @@ from karma_electric.gguf_files.type_codes import (
 MAGIC: Final = b"GGUF"
 DEFAULT_ALIGNMENT: Final = 32
 
+# A key of ours: sha256 of the manifest of the folder that a file was made from, so of its exact weights.
+SOURCE_KEY: Final = "karma.source_sha256"
+
 MAX_HEADER_BYTES: Final = 128 * 1024 * 1024
 MAX_METADATA_ENTRIES: Final = 65_536
 MAX_TENSORS: Final = 65_536

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from karma_electric.errors import InputError
 from karma_electric.gguf_files.llama_config import LlamaConfig, read_llama_config
 from karma_electric.gguf_files.model_tensors import ModelTensors
+from karma_electric.gguf_files.reader import SOURCE_KEY
 from karma_electric.gguf_files.vocabulary import Vocabulary, read_vocabulary
-from karma_electric.integrity import atomic_file
+from karma_electric.integrity import MANIFEST_NAME, atomic_file, sha256_file
 
 UnquantizedType = Literal["F32", "F16", "BF16"]
 
@@ -46,7 +47,8 @@ def write_gguf(model_folder: Path, output: Path, *, gguf_type: UnquantizedType, 
     """Write the Llama model in `model_folder` to the GGUF file `output`, atomically.
 
     Matrices are stored as `gguf_type`, norms and RoPE factors as F32; `name` becomes general.name. One tensor at a time
-    is in memory. The same folder gives the same bytes.
+    is in memory. The same folder gives the same bytes. A folder with a manifest is named in the file by that manifest's
+    sha256, so that an axis can be held against the weights that it was made from.
 
     Raises InputError for another architecture, a tokenizer that llama.cpp cannot reproduce (see vocabulary.py), tensors
     that are missing, unknown or of the wrong shape, and values that are not finite in `gguf_type`.
@@ -60,6 +62,8 @@ def write_gguf(model_folder: Path, output: Path, *, gguf_type: UnquantizedType, 
         writer = gguf.GGUFWriter(temporary, arch="llama")
         try:
             _add_model(writer, config, gguf_type, name)
+            if (manifest := model_folder / MANIFEST_NAME).is_file():
+                writer.add_string(SOURCE_KEY, sha256_file(manifest))
             _add_vocabulary(writer, vocabulary)
             _write_tensors(writer, source, plan, config)
         finally:

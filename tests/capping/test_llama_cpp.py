@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,22 +96,24 @@ def test_no_projection_is_above_its_ceiling_after_the_cap(
 ) -> None:
     after: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in cap.layers}
 
-    class ReadingBack(CapCallback):
-        def _cap_rows(self, tensor: int, block: Any) -> None:
-            super()._cap_rows(tensor, block)
-            states = np.empty((self._count_rows(tensor, block), HIDDEN_SIZE), np.float32)
-            self._library.ggml_backend_tensor_get(tensor, states.ctypes.data, 0, states.nbytes)
-            if block.tau == np.float32(cap.taus[block.layer]):  # not while the engine proves itself
-                after[block.layer].append(states)
+    class Recording(CapCallback):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs, record=True)
 
-    monkeypatch.setattr(llama_cpp, "CapCallback", ReadingBack)
+        def finish(self) -> CapActivity:
+            for layer, states in self.recorded.items():
+                if self._taus[0] == cap.taus[cap.layers[0]]:  # not while the engine proves itself
+                    after[layer].append(states)
+            return super().finish()
+
+    monkeypatch.setattr(llama_cpp, "CapCallback", Recording)
     with engine_of(gguf, cap) as engine:
         engine.all_logits(ids, capped=True)
     for layer, tau in cap.taus.items():
-        projections = np.concatenate(after[layer]) @ cap.directions[layer]
+        projections = np.concatenate(after[layer]).astype(np.float64) @ cap.directions[layer]
         assert len(projections) == len(ids)
-        assert projections.max() <= tau + 1e-4
-        assert projections.max() > tau - 1e-4  # it was reached, so the cap acted
+        assert projections.max() <= tau + 1e-5
+        assert projections.max() > tau - 1e-5  # it was reached, so the cap acted
 
 
 @pytest.mark.parametrize("layers", [(1, 2), (1, 3)])
@@ -165,53 +168,85 @@ def test_an_open_cap_changes_no_bit(gguf: Path, cap: Cap, ids: list[int]) -> Non
 # --- a cap that does not act is an error, never an uncapped answer ---
 
 
-def _counts_but_writes_nothing(self: CapCallback, tensor: int, block: Any) -> None:
-    block.rows += self._count_rows(tensor, block)
-    block.fired += block.rows * (block.tau < 0)
+def _counts_but_writes_nothing(callback: CapCallback) -> None:
+    callback._state["write_tensor"] = callback._state["count_bytes"]
 
 
-def _skips_a_layer(self: CapCallback, tensor: int, block: Any) -> None:
-    if block.layer == 1:
-        _original(self, tensor, block)
+def _skips_a_layer(callback: CapCallback) -> None:
+    callback._slots[2] = -1
 
 
-def _caps_the_first_row_only(self: CapCallback, tensor: int, block: Any) -> None:
-    block.rows += 1
-    block.fired += bool(block.tau < 0)
+def _caps_the_first_row_only(callback: CapCallback) -> None:
+    report(callback, values=HIDDEN_SIZE, size_bytes=HIDDEN_SIZE * 4)
 
 
-_original = CapCallback._cap_rows
+def _looks_for_other_names(callback: CapCallback) -> None:
+    callback._state["prefix"] = list(b"layer_out-".ljust(16, b"\0"))
+    callback._state["prefix_bytes"] = len(b"layer_out-")
 
 
-@pytest.mark.parametrize("mutant", [_counts_but_writes_nothing, _skips_a_layer, _caps_the_first_row_only])
-def test_a_callback_that_does_not_cap_is_found_out(
-    gguf: Path, cap: Cap, ids: list[int], monkeypatch: pytest.MonkeyPatch, mutant: Callable[..., None]
-) -> None:
-    monkeypatch.setattr(CapCallback, "_cap_rows", mutant)
-    with engine_of(gguf, cap) as engine, pytest.raises(IntegrityError, match="cap"):
-        engine.all_logits(ids, capped=True)
+def _has_no_state(callback: CapCallback) -> None:
+    callback.user_data = 0
 
 
-def test_a_layer_that_goes_missing_later_is_found_out(
-    engine: LlamaCppEngine, ids: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = engine.all_logits(ids, capped=True)
-    monkeypatch.setattr(CapCallback, "_cap_rows", _skips_a_layer)
-    with pytest.raises(IntegrityError, match=r"the cap of layer 2 saw 0 of 16 rows of l_out-2"):
-        engine.all_logits(ids, capped=True)
-    monkeypatch.undo()
-    assert np.array_equal(engine.all_logits(ids, capped=True), before)
+_kept: list[object] = []  # C functions must outlive the callbacks that call them
 
 
-def test_renamed_tensors_are_found_out(gguf: Path, cap: Cap, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Renamed(CapCallback):
+def report(callback: CapCallback, *, values: int, size_bytes: int) -> None:
+    """Let the library say so of every tensor."""
+    for field, result in (("count_values", values), ("count_bytes", size_bytes)):
+        function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(lambda _tensor, result=result: result)
+        _kept.append(function)
+        callback._state[field] = ctypes.cast(function, ctypes.c_void_p).value
+
+
+def broken(change: Callable[[CapCallback], None]) -> type[CapCallback]:
+    class Broken(CapCallback):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._blocks = {name.replace(b"l_out", b"layer_out"): block for name, block in self._blocks.items()}
+            change(self)
 
-    monkeypatch.setattr(llama_cpp, "CapCallback", Renamed)
-    with engine_of(gguf, cap) as engine, pytest.raises(IntegrityError, match="names its blocks otherwise"):
-        engine.generate(QUESTION, max_tokens=1, capped=True)
+    return Broken
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_counts_but_writes_nothing, "the cap does not reach the model"),
+        (_skips_a_layer, "the cap of layer 2 saw 0 of 1 rows of l_out-2"),
+        (_caps_the_first_row_only, "the cap of layer 1 saw 1 of 16 rows"),
+        (_looks_for_other_names, "names its blocks otherwise"),
+        (_has_no_state, "the cap of layer 1 saw 0 of 1 rows"),
+    ],
+)
+def test_a_callback_that_does_not_cap_is_found_out(
+    gguf: Path,
+    cap: Cap,
+    ids: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[CapCallback], None],
+    message: str,
+) -> None:
+    monkeypatch.setattr(llama_cpp, "CapCallback", broken(change))
+    with engine_of(gguf, cap) as engine, pytest.raises(IntegrityError, match=message):
+        engine.all_logits(ids, capped=True)
+
+
+def test_a_layer_that_goes_missing_later_is_found_out(gguf: Path, cap: Cap, ids: list[int]) -> None:
+    with engine_of(gguf, cap) as engine:
+        before = engine.all_logits(ids, capped=True)
+        callback = callback_of(engine)
+        callback._slots[2] = -1
+        with pytest.raises(IntegrityError, match=r"the cap of layer 2 saw 0 of 16 rows of l_out-2"):
+            engine.all_logits(ids, capped=True)
+        callback._slots[2] = 1
+        assert np.array_equal(engine.all_logits(ids, capped=True), before)
+
+
+def callback_of(engine: LlamaCppEngine) -> CapCallback:
+    found = engine._contexts[True].callback
+    assert found is not None
+    return found
 
 
 def test_a_callback_that_is_not_installed_is_found_out(gguf: Path, cap: Cap, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,33 +269,47 @@ def _score(engine: LlamaCppEngine) -> object:
 
 
 @pytest.mark.parametrize("ask", [_generate, _score])
-@pytest.mark.parametrize("error", [ZeroDivisionError("in the callback"), KeyboardInterrupt()])
-def test_what_the_callback_raises_comes_out_and_leaves_nothing_behind(
+@pytest.mark.parametrize(
+    ("field", "value", "message"), [("hidden_size", 7, r"has \d+ values in"), ("taus", np.nan, "not finite")]
+)
+def test_what_the_callback_finds_wrong_comes_out_and_leaves_nothing_behind(
     gguf: Path,
     cap: Cap,
     monkeypatch: pytest.MonkeyPatch,
     ask: Callable[[LlamaCppEngine], object],
-    error: BaseException,
+    field: str,
+    value: float,
+    message: str,
 ) -> None:
     calls, failing = 0, 0
 
-    def fails_once(self: CapCallback, tensor: int, block: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing:
-            raise error
-        _original(self, tensor, block)
-
-    monkeypatch.setattr(CapCallback, "_cap_rows", fails_once)
     with engine_of(gguf, cap) as engine:
-        before = ask(engine)
+        expected = ask(engine)
+    with engine_of(gguf, cap) as engine:
+        ask(engine)
+        callback = callback_of(engine)
+
+        def fails_once(rows: int) -> None:
+            nonlocal calls
+            calls += 1
+            CapCallback.begin(callback, rows)
+            if field == "taus":
+                callback.restore_taus()
+            callback._state["hidden_size"] = HIDDEN_SIZE
+            if calls == failing and field == "taus":
+                callback.set_all_taus(value)
+            elif calls == failing:
+                callback._state[field] = value
+
+        monkeypatch.setattr(callback, "begin", fails_once)
         calls = 0
-        assert ask(engine) == before
-        for place in (2, calls):  # in the first batch after what is reused, and in the last one
+        assert ask(engine) == expected
+        last = calls
+        for place in (2, last):  # in the first batch after what is reused, and in the last one
             calls, failing = 0, place
-            with pytest.raises(type(error)):
+            with pytest.raises(IntegrityError, match=message if place == 2 else "."):
                 ask(engine)
-            assert ask(engine) == before
+            assert ask(engine) == expected
 
 
 @pytest.mark.parametrize(
@@ -270,26 +319,22 @@ def test_what_the_callback_raises_comes_out_and_leaves_nothing_behind(
 def test_a_tensor_of_another_form_is_refused(
     gguf: Path, cap: Cap, monkeypatch: pytest.MonkeyPatch, values: int, size_bytes: int, what: str
 ) -> None:
-    class OtherForm(CapCallback):
-        def _count_rows(self, tensor: int, block: Any) -> int:
-            library, self._library = self._library, _Reports(self._library, values, size_bytes)
-            try:
-                return super()._count_rows(tensor, block)
-            finally:
-                self._library = library
-
-    monkeypatch.setattr(llama_cpp, "CapCallback", OtherForm)
+    change = partial(report, values=values, size_bytes=size_bytes)
+    monkeypatch.setattr(llama_cpp, "CapCallback", broken(change))
     with engine_of(gguf, cap) as engine, pytest.raises(IntegrityError, match=rf"has {values} values in {size_bytes}"):
         engine.generate(QUESTION, max_tokens=1, capped=True)
 
 
-class _Reports(ctypes.CDLL):
-    """The real library, but for what it says about a tensor's size."""
-
-    def __init__(self, library: ctypes.CDLL, values: int, size_bytes: int) -> None:
-        super().__init__(library._name, handle=library._handle)
-        self.ggml_nelements: Any = lambda _tensor: values
-        self.ggml_nbytes: Any = lambda _tensor: size_bytes
+def test_other_ceilings_hold_from_the_next_decode_on(gguf: Path, cap: Cap, ids: list[int]) -> None:
+    other = Cap(cap.directions, {layer: tau - 3 for layer, tau in cap.taus.items()}, 1.0)
+    with engine_of(gguf, cap) as engine, engine_of(gguf, other) as lower:
+        first = engine.all_logits(ids, capped=True)
+        callback_of(engine).set_taus(other.taus)
+        assert np.array_equal(engine.all_logits(ids, capped=True), lower.all_logits(ids, capped=True))
+        callback_of(engine).restore_taus()
+        assert np.array_equal(engine.all_logits(ids, capped=True), first)
+        with pytest.raises(InputError, match=r"taus for the layers \[1\], expected finite ones for \[1, 2\]"):
+            callback_of(engine).set_taus({1: 0.0})
 
 
 # --- caps of other models ---

@@ -14,12 +14,15 @@ import pytest
 
 from karma_electric.capping.formula import Cap, unit
 from karma_electric.conversation import Message
-from karma_electric.engines import llama_cpp_context
+from karma_electric.engines import llama_cpp_decoder
 from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.engines.llama_cpp_binding import BUILD
-from karma_electric.engines.llama_cpp_context import BATCH_TOKENS, CHUNK_TOKENS, LlamaCppContext
+from karma_electric.engines.llama_cpp_context import LlamaCppContext
+from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, LlamaCppDecoder
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
-from karma_electric.engines.option_scores import log_softmax, score_options
+from karma_electric.engines.llama_cpp_sequence import CHUNK_TOKENS
+from karma_electric.engines.option_scores import score_options
+from karma_electric.engines.sampling import log_softmax
 from karma_electric.engines.protocol import Engine
 from karma_electric.errors import InputError, IntegrityError, SetupError
 from karma_electric.gguf_files.reader import read_header
@@ -211,13 +214,13 @@ def test_answers_and_scores_do_not_depend_on_what_was_asked_before(
 
 def test_what_is_shared_is_decoded_once(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    decode = LlamaCppContext._decode
+    decode = LlamaCppDecoder.decode
 
-    def counting(self: LlamaCppContext, rows: list) -> object:
+    def counting(self: LlamaCppDecoder, rows: list) -> object:
         decoded.append(len(rows))
         return decode(self, rows)
 
-    monkeypatch.setattr(LlamaCppContext, "_decode", counting)
+    monkeypatch.setattr(LlamaCppDecoder, "decode", counting)
     messages = conversation("A long message. " * 20)
     with LlamaCppEngine(gguf, threads=1) as engine:
         prompt = engine.prompt_token_ids(messages)
@@ -337,7 +340,6 @@ def test_nothing_is_printed_and_the_log_is_at_debug(gguf: Path, tmp_path: Path) 
 import logging
 from pathlib import Path
 from karma_electric.conversation import Message
-from karma_electric.engines import llama_cpp_context
 from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.errors import IntegrityError
 records = []
@@ -434,10 +436,10 @@ def test_a_failed_decode_is_an_error_with_its_code(gguf: Path, engine: LlamaCppE
 
 
 def test_a_context_that_cannot_be_made_is_a_setup_error(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(llama_cpp_context._CACHE_TYPES, "f16", 8)  # Q8_0, which needs flash attention
+    monkeypatch.setitem(llama_cpp_decoder._CACHE_TYPES, "f16", 8)  # Q8_0, which needs flash attention
     with (
         LlamaCppEngine(gguf, threads=1, context_tokens=512) as engine,
-        pytest.raises(SetupError, match=r"no context of 512 tokens \(.*V cache"),
+        pytest.raises(SetupError, match=r"no context of 1 x 512 tokens \(.*V cache"),
     ):
         engine.all_logits([5])
 

@@ -6,15 +6,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from karma_electric.engines.llama_cpp_context import (
-    BATCH_TOKENS,
-    MAX_BRANCHES,
-    TokenPath,
-    common_length,
-    group_paths,
-    leading_parts,
-)
-from karma_electric.engines.option_scores import branches, log_softmax
+from karma_electric.engines.llama_cpp_context import TokenPath, group_paths, leading_parts
+from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, MAX_BRANCHES
+from karma_electric.engines.llama_cpp_sequence import common_length
+from karma_electric.engines.option_scores import branches
+from karma_electric.engines.sampling import log_softmax
 
 TOKENS = st.integers(0, 3)
 TAILS = st.lists(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1, max_size=80)

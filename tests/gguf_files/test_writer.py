@@ -149,7 +149,7 @@ def test_the_metadata_is_complete(tiny_llama: Path, tmp_path: Path) -> None:
 
 def test_shards_give_the_bytes_of_one_file(tiny_llama: Path, tmp_path: Path) -> None:
     sharded = in_two_shards(tiny_llama, tmp_path / "sharded")
-    write_gguf(tiny_llama, tmp_path / "one.gguf", gguf_type="F16", name="tiny")
+    write_gguf(copy_of(tiny_llama, tmp_path / "whole"), tmp_path / "one.gguf", gguf_type="F16", name="tiny")
     write_gguf(sharded, tmp_path / "two.gguf", gguf_type="F16", name="tiny")
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
 
@@ -229,7 +229,7 @@ def test_what_follows_from_the_rest_may_be_there_too(tiny_llama: Path, tmp_path:
     extra = {"lm_head.weight": embeddings.clone(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(32)}
     change_tensors(model, **extra)
     write_gguf(model, tmp_path / "more.gguf", gguf_type="F16", name="tiny")
-    write_gguf(tiny_llama, tmp_path / "plain.gguf", gguf_type="F16", name="tiny")
+    write_gguf(copy_of(tiny_llama, tmp_path / "plain"), tmp_path / "plain.gguf", gguf_type="F16", name="tiny")
     assert (tmp_path / "more.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
 
 
