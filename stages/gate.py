@@ -18,6 +18,7 @@ def work(parsed: argparse.Namespace) -> None:
     from karma_electric.gate.params import GateParams
     from karma_electric.gate.results import dimension_rows, paraphrase_rows, rate_rows
     from karma_electric.gate.run import run_gate
+    from karma_electric.working_store import working_store
 
     run = run_gate(
         parsed.model,
@@ -29,6 +30,7 @@ def work(parsed: argparse.Namespace) -> None:
         report_markdown=parsed.report,
         params=section(parsed, "gate", GateParams),
         report=report,
+        store=working_store("answers") / "answers.db",
     )
     write_json(parsed.metrics, run.metrics)
     write_json(parsed.rates_plot, rate_rows(run.result.checks))

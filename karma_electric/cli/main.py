@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import build, chat, db, serve
+from karma_electric.cli import build, chat, db, gate, serve
 from karma_electric.errors import KarmaError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ build.register(app)
 chat.register(app)
 serve.register(app)
 app.add_typer(db.app, name="db")
+app.add_typer(gate.app, name="gate")
 
 
 def main() -> None:

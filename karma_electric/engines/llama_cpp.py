@@ -128,28 +128,23 @@ class LlamaCppEngine:
         The cap's activity counts every token that the model read: the prompt, and the answer but for a last token that
         nothing follows. Raises InputError when prompt and `max_tokens` do not fit into the context.
         """
-        if max_tokens < 1 or not all(stop):
-            raise InputError(f"max_tokens is {max_tokens}, stop {list(stop)!r}; expected at least 1, and no empty text")
+        if not all(stop):
+            raise InputError(f"stop is {list(stop)!r}, expected no empty text")
         with self._lock:
             context = self._context(capped)
             prompt = self.prompt_token_ids(messages, prefix=prefix)
-            self._check_length(len(prompt) + max_tokens, f"a prompt of {len(prompt)} and an answer of {max_tokens}")
-            answer: list[int] = []
-            token = int(context.read(prompt).argmax())
-            while not (ended := self._model.ends_generation(token)):
-                answer.append(token)
-                if stop and _before_stop(self._model.detokenize(answer, special=False), stop) is not None:
-                    ended = True
+            answer = self.new_answer(len(prompt), max_tokens=max_tokens, sampling=Sampling(), stop=stop)
+            logits, text = context.read(prompt), ""
+            while True:
+                step = answer.take(logits)
+                text += step.text
+                if answer.finish is not None or step.token is None:
                     break
-                if len(answer) == max_tokens:
-                    break
-                token = int(context.extend([token])[-1].argmax())
-            text = self._model.detokenize(answer, special=False)
-            cut = _before_stop(text, stop)
+                logits = context.extend([step.token])[-1]
             return Generation(
-                text=text if cut is None else cut,
-                token_ids=tuple(answer),
-                finish="stop" if ended else "length",
+                text=text,
+                token_ids=tuple(answer.token_ids),
+                finish=answer.finish or "stop",
                 prompt_tokens=len(prompt),
                 cap=context.activity,
             )
@@ -333,12 +328,6 @@ class LlamaCppEngine:
                 f"{what} tokens make {tokens}, expected at most {self.context_tokens} of context; shorten it, or raise "
                 f"context_tokens (this model: up to {self._model.trained_context_tokens})"
             )
-
-
-def _before_stop(text: str, stop: Sequence[str]) -> str | None:
-    """The text before the first stop text in it; None when there is none."""
-    places = [place for place in (text.find(each) for each in stop) if place >= 0]
-    return text[: min(places)] if places else None
 
 
 def _available_cores() -> int:

@@ -22,8 +22,8 @@ from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, LlamaCppDecod
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 from karma_electric.engines.llama_cpp_sequence import CHUNK_TOKENS
 from karma_electric.engines.option_scores import score_options
-from karma_electric.engines.sampling import log_softmax
 from karma_electric.engines.protocol import Engine
+from karma_electric.engines.sampling import log_softmax
 from karma_electric.errors import InputError, IntegrityError, SetupError
 from karma_electric.gguf_files.reader import read_header
 from karma_electric.gguf_files.writer import write_gguf
