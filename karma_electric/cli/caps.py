@@ -72,6 +72,11 @@ def find_model(model: Path | None) -> Path:
     return built
 
 
+def find_axis(acap: Path | None, *, or_else: str = "") -> Path:
+    """The axis file that is named, or the one that this project built."""
+    return acap or _artifact("axis", f"name an axis file: --acap FILE{or_else}")
+
+
 def find_cap(model: Path, flags: CapFlags, *, capped: bool) -> LoadedAxis | None:
     """The cap for `model`, or None where none is wanted. Says what a person must know about it.
 
@@ -84,7 +89,7 @@ def find_cap(model: Path, flags: CapFlags, *, capped: bool) -> LoadedAxis | None
         return None
     from karma_electric.axis.loading import load_cap
 
-    path = flags.acap or _artifact("axis", "name an axis file: --acap FILE; or --uncapped for answers without a cap")
+    path = find_axis(flags.acap, or_else="; or --uncapped for answers without a cap")
     loaded = load_cap(path, model, threshold=flags.threshold, layers=flags.layers, alpha=flags.alpha, force=flags.force)
     for note in loaded.notes:
         say(f"note: {note}")

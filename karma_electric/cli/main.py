@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import axis, build, chat, serve
+from karma_electric.cli import axis, build, chat, gate, serve
 from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
@@ -22,6 +22,7 @@ chat.register(app)
 serve.register(app)
 app.add_typer(axis.app, name="axis")
 app.add_typer(db, name="db")
+app.add_typer(gate.app, name="gate")
 
 
 def main() -> None:

@@ -80,6 +80,12 @@ class LlamaCppEngine:
         return EngineIdentity("llama.cpp", BUILD, self._model.sha256, self._axis_sha256)
 
     @property
+    def arithmetic(self) -> str:
+        """The instruction sets that llama.cpp computes with on this machine: others give other bits."""
+        described: bytes = self._open_model().library.llama_print_system_info()
+        return described.decode("utf-8", "replace").partition("|")[2].strip()
+
+    @property
     def vocab_size(self) -> int:
         """Tokens in the vocabulary."""
         return self._model.vocab_size
@@ -107,29 +113,38 @@ class LlamaCppEngine:
         """
         return self._encode(self._render(messages) + prefix)
 
-    def generate(self, messages: Sequence[Message], *, max_tokens: int, capped: bool = False) -> Generation:
-        """The greedy answer: the likeliest token each time, the lowest id among equals, to an end token or max_tokens.
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        capped: bool = False,
+        prefix: str = "",
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """The greedy answer: the likeliest token each time, the lowest id among equals, to an end token, a stop text or
+        max_tokens. It goes on from `prefix`, which is not part of its text.
 
         The cap's activity counts every token that the model read: the prompt, and the answer but for a last token that
         nothing follows. Raises InputError when prompt and `max_tokens` do not fit into the context.
         """
-        if max_tokens < 1:
-            raise InputError(f"max_tokens is {max_tokens}, expected at least 1")
+        if not all(stop):
+            raise InputError(f"stop is {list(stop)!r}, expected no empty text")
         with self._lock:
             context = self._context(capped)
-            prompt = self.prompt_token_ids(messages)
-            self._check_length(len(prompt) + max_tokens, f"a prompt of {len(prompt)} and an answer of {max_tokens}")
-            answer: list[int] = []
-            token = int(context.read(prompt).argmax())
-            while not (stopped := self._model.ends_generation(token)):
-                answer.append(token)
-                if len(answer) == max_tokens:
+            prompt = self.prompt_token_ids(messages, prefix=prefix)
+            answer = self.new_answer(len(prompt), max_tokens=max_tokens, sampling=Sampling(), stop=stop)
+            logits, text = context.read(prompt), ""
+            while True:
+                step = answer.take(logits)
+                text += step.text
+                if answer.finish is not None or step.token is None:
                     break
-                token = int(context.extend([token])[-1].argmax())
+                logits = context.extend([step.token])[-1]
             return Generation(
-                text=self._model.detokenize(answer, special=False),
-                token_ids=tuple(answer),
-                finish="stop" if stopped else "length",
+                text=text,
+                token_ids=tuple(answer.token_ids),
+                finish=answer.finish or "stop",
                 prompt_tokens=len(prompt),
                 cap=context.activity,
             )

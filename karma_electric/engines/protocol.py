@@ -18,6 +18,7 @@ class EngineIdentity:
     build: str  # version of the library that computes
     weights_sha256: str  # of the file or of the folder's manifest
     axis_sha256: str | None  # of the axis file that caps; None: cannot cap
+    claimed: bool = False  # by a server, which could hold other weights than it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,19 @@ class Engine(Protocol):
         """Token ids of `text`, without adding a beginning-of-sequence token."""
         ...
 
-    def generate(self, messages: Sequence[Message], *, max_tokens: int, capped: bool = False) -> Generation:
-        """The greedy answer to a conversation that ends with a user turn."""
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        capped: bool = False,
+        prefix: str = "",
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """The greedy answer to a conversation that ends with a user turn.
+
+        The answer goes on from `prefix`, which is not part of its text, and ends before the first of the `stop` texts.
+        """
         ...
 
     def score(

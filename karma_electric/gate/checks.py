@@ -1,160 +1,97 @@
-"""The checks of the gate: each asks its items, keeps the evidence, and counts."""
+"""What a check of the gate is: how it asks about an item, judges the answers, and sums up."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
-from karma_electric.canonical import rounded
-from karma_electric.conversation import Message
-from karma_electric.engines.protocol import Engine, Generation
-from karma_electric.errors import IntegrityError
-from karma_electric.gate.intervals import mean_interval, rate_interval
+from karma_electric.engines.questions import Interview
+from karma_electric.gate.intervals import most_failures, rate_interval
 from karma_electric.gate.params import GateParams
-from karma_electric.gate.results import Check, Evidence
-from karma_electric.gate.verdict import ceiling_verdict, rate_verdict
-from karma_electric.suites.conduct import Conduct, judge_redteam, judge_sexual_boundary
-from karma_electric.suites.evaluation import Evaluation, evaluate
-from karma_electric.suites.items import BoundaryItem, PairItem, ParaphraseItem, RedteamItem
+from karma_electric.gate.results import CheckResult, Evidence
+from karma_electric.gate.verdict import rate_verdict
+from karma_electric.suites.items import Item, Suites
 
-Outcome = tuple[Check, list[Evidence]]
-ConversationItem = TypeVar("ConversationItem", BoundaryItem, RedteamItem)
-
-
-def check_pairs(
-    name: str, items: Sequence[PairItem], engine: Engine, evaluator_prompt: str, *, bar: float, params: GateParams
-) -> Outcome:
-    """Does the better answer of each pair score strictly higher? A tie is not a pass."""
-    evidence = []
-    for item in items:
-        better = evaluate(engine, evaluator_prompt, prompt=item.prompt, response=item.better)
-        worse = evaluate(engine, evaluator_prompt, prompt=item.prompt, response=item.worse)
-        detail = {"prompt": item.prompt, "better": _scores(better), "worse": _scores(worse)}
-        evidence.append(Evidence(name, item.id, item.category, better.overall > worse.overall, detail))
-    return _rate_check(name, evidence, bar=bar, params=params), evidence
+Answers = dict[str, Any]  # what the model said, as JSON
+Findings = dict[str, Any]  # what followed from it, as JSON
+I = TypeVar("I", bound=Item)  # noqa: E741 - the usual name of an item's type
 
 
-def check_paraphrases(
-    items: Sequence[ParaphraseItem], engine: Engine, evaluator_prompt: str, *, params: GateParams
-) -> Outcome:
-    """Does one answer keep its score when the message is worded differently? Population standard deviation, points.
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The system prompts that the gate asks with."""
 
-    A single item says nothing about the spread between items, so it can fail but not pass.
-    """
-    name = "paraphrase"
-    evidence = []
-    deviations = []
-    for item in items:
-        wordings = [item.prompt, *item.paraphrases]
-        scores = [evaluate(engine, evaluator_prompt, prompt=w, response=item.response).overall for w in wordings]
-        deviation = statistics.pstdev(scores)
-        deviations.append(deviation)
-        detail = {"prompt": item.prompt, "scores": scores, "std": rounded(deviation)}
-        evidence.append(Evidence(name, item.id, item.category, deviation <= params.paraphrase_max_std, detail))
-    passed = sum(row.passed for row in evidence)
-    interval = mean_interval(deviations, confidence=params.confidence)
-    verdict = ceiling_verdict(interval, bar=params.paraphrase_mean_std) if len(evidence) > 1 else "inconclusive"
-    figures = {
-        "mean_std": statistics.fmean(deviations),
-        "mean_std_low": interval.low,
-        "mean_std_high": interval.high,
-        "max_std": max(deviations),
-    }
-    check = Check(
-        name=name,
-        bar=f"mean std <= {params.paraphrase_mean_std}, none above {params.paraphrase_max_std}",
-        n=len(evidence),
-        passed=passed,
-        interval=rate_interval(passed, len(evidence), confidence=params.confidence),
-        verdict=verdict if passed == len(evidence) else "fail",
-        figures=figures,
-    )
-    return check, evidence
+    persona: str
+    evaluator: str
 
 
-def check_sexual_boundaries(
-    items: Sequence[BoundaryItem], engine: Engine, persona_prompt: str, *, capped: bool, params: GateParams
-) -> Outcome:
-    """Is no sexual scene written, whatever the framing?"""
-    name = "sexual_boundaries_capped" if capped else "sexual_boundaries_uncapped"
+class Check(ABC, Generic[I]):
+    """One check. Asking needs a model; judging and summing up need what it said, and can be done again without it."""
 
-    def judged(item: BoundaryItem, answers: list[str]) -> Conduct:
-        return judge_sexual_boundary(answers)
+    name: ClassVar[str]
+    suite: ClassVar[str]
+    item_type: ClassVar[type[Item]]
+    capped: ClassVar[bool] = False  # whether it asks for capped answers
 
-    evidence = _conversations(name, items, engine, persona_prompt, judged, capped=capped, params=params)
-    return _rate_check(name, evidence, bar=params.sexual_boundaries_rate, params=params), evidence
+    def __init__(self, params: GateParams) -> None:
+        self.params = params
 
+    def items(self, suites: Suites) -> Sequence[I]:
+        """The items of this check."""
+        return cast("Sequence[I]", getattr(suites, self.suite))
 
-def check_redteam(
-    items: Sequence[RedteamItem], engine: Engine, persona_prompt: str, *, capped: bool, params: GateParams
-) -> Outcome:
-    """Does the answer do what a good one does, and nothing that a failed one does? The bar is for the capped model."""
-    name = "redteam_capped" if capped else "redteam_uncapped"
-    evidence = _conversations(name, items, engine, persona_prompt, judge_redteam, capped=capped, params=params)
-    return _rate_check(name, evidence, bar=params.redteam_rate if capped else None, params=params), evidence
+    @abstractmethod
+    def ask(self, item: I, prompts: Prompts) -> Interview[Answers]:
+        """The questions about one item; what was answered."""
 
+    @abstractmethod
+    def judge(self, item: I, answers: Answers) -> tuple[bool, Findings]:
+        """Whether the item passed, and why."""
 
-def _conversations(
-    name: str,
-    items: Sequence[ConversationItem],
-    engine: Engine,
-    persona_prompt: str,
-    judge: Callable[[ConversationItem, list[str]], Conduct],
-    *,
-    capped: bool,
-    params: GateParams,
-) -> list[Evidence]:
-    evidence = []
-    for item in items:
-        generations = _converse(engine, persona_prompt, item.turns, capped=capped, max_tokens=params.answer_tokens)
-        conduct = judge(item, [generation.text for generation in generations])
-        detail = {
-            "turns": item.turns,
-            "answers": [generation.text for generation in generations],
-            "finish": [generation.finish for generation in generations],
-            "verdict": conduct.verdict,
-            "fail_matches": list(conduct.fail_matches),
-            "pass_matches": list(conduct.pass_matches),
-            "positions": sum(generation.cap.positions for generation in generations),
-            "fired": sum(generation.cap.fired for generation in generations),
-        }
-        evidence.append(Evidence(name, item.id, item.category, conduct.verdict == "pass", detail))
-    return evidence
+    @abstractmethod
+    def summarise(self, rows: Sequence[Evidence], others: dict[str, list[Evidence]]) -> CheckResult:
+        """The check's line. `others` holds the evidence of every check, by name."""
+
+    def evidence(self, item: I, answers: Answers) -> Evidence:
+        """One row of evidence."""
+        passed, findings = self.judge(item, answers)
+        return Evidence(self.name, item.id, item.category, passed, item.model_dump(mode="json"), answers, findings)
+
+    def power(self, n: int) -> str:
+        """What `n` items can show: said before the first question."""
+        return ""
 
 
-def _converse(
-    engine: Engine, persona_prompt: str, turns: Sequence[str], *, capped: bool, max_tokens: int
-) -> list[Generation]:
-    """The model's own answer to every user turn, each seeing those before it.
+class RateCheck(Check[I]):
+    """A check of the share of items passed."""
 
-    Raises IntegrityError for a capped answer that no cap looked at, or an uncapped one that a cap did.
-    """
-    messages = [Message(role="system", content=persona_prompt)]
-    generations = []
-    for turn in turns:
-        messages.append(Message(role="user", content=turn))
-        generation = engine.generate(messages, max_tokens=max_tokens, capped=capped)
-        if capped != (generation.cap.positions > 0):
-            raise IntegrityError(
-                f"an answer asked {'capped' if capped else 'uncapped'} has {generation.cap.positions} capped "
-                "positions; the engine does not do what it was asked, so nothing can be judged with it"
-            )
-        messages.append(Message(role="assistant", content=generation.text))
-        generations.append(generation)
-    return generations
+    @property
+    @abstractmethod
+    def bar(self) -> float | None:
+        """The least share; None: reported, not judged."""
 
+    def summarise(self, rows: Sequence[Evidence], others: dict[str, list[Evidence]]) -> CheckResult:
+        n, passed = len(rows), sum(row.passed for row in rows)
+        interval = rate_interval(passed, n, confidence=self.params.confidence)
+        verdict, bar = None, self.bar
+        if bar is not None:
+            floor = self.params.no_failure_lower_bound
+            verdict = rate_verdict(passed, n, interval, bar=bar, no_failure_lower_bound=floor)
+        words = "reported" if bar is None else "all" if bar >= 1 else f">= {100 * bar:g}%"
+        return CheckResult(self.name, words, n, passed, interval, verdict, self.power(n))
 
-def _rate_check(name: str, evidence: list[Evidence], *, bar: float | None, params: GateParams) -> Check:
-    n, passed = len(evidence), sum(row.passed for row in evidence)
-    interval = rate_interval(passed, n, confidence=params.confidence)
-    verdict = None
-    if bar is not None:
-        verdict = rate_verdict(passed, n, interval, bar=bar, no_failure_lower_bound=params.no_failure_lower_bound)
-    words = "reported" if bar is None else "all" if bar >= 1 else f">= {100 * bar:g}%"
-    return Check(name=name, bar=words, n=n, passed=passed, interval=interval, verdict=verdict)
-
-
-def _scores(evaluation: Evaluation) -> dict[str, object]:
-    return asdict(evaluation) | {"expected_overall": rounded(evaluation.expected_overall)}
+    def power(self, n: int) -> str:
+        if self.bar is None:
+            return "reported, not judged"
+        most = most_failures(
+            n,
+            bar=self.bar,
+            no_failure_lower_bound=self.params.no_failure_lower_bound,
+            confidence=self.params.confidence,
+        )
+        words = "that none fails" if self.bar >= 1 else f"{100 * self.bar:g}%"
+        if most is None:
+            return f"{n} items are too few to show {words}, whatever they say"
+        return f"{n} items can show {words} only if at most {most} fail"

@@ -1,57 +1,132 @@
-"""Every check of the gate, asked of one engine, whatever runs the model."""
+"""Every check of the gate, asked of one engine, whatever runs the model; or judged again from what it said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from karma_electric.engines.protocol import Engine
-from karma_electric.gate.checks import Outcome, check_pairs, check_paraphrases, check_redteam, check_sexual_boundaries
+from karma_electric.engines.protocol import Engine, EngineIdentity
+from karma_electric.engines.questions import Answer, Interview, Question, ask
+from karma_electric.errors import IntegrityError
+from karma_electric.gate.answer_store import AnswerStore, question_key
+from karma_electric.gate.checks import Answers, Check, Prompts
 from karma_electric.gate.params import GateParams
-from karma_electric.gate.results import GateResult
-from karma_electric.suites.items import Suites, stratified_subset
+from karma_electric.gate.plan import all_checks
+from karma_electric.gate.results import CheckResult, Evidence, GateResult
+from karma_electric.suites.items import Item, Suites
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class Questioner:
+    """Asks an engine what the store has no answer to."""
+
+    engine: Engine
+    store: AnswerStore | None = None
+    arithmetic: str = ""
+    asked: int = 0
+    known: int = 0
+
+    def answer(self, question: Question) -> Answer:
+        if self.store is None:
+            self.asked += 1
+            return ask(self.engine, question)
+        key = question_key(self.engine.identity, self.arithmetic, question)
+        if (answer := self.store.get(key, question)) is not None:
+            self.known += 1
+            return answer
+        answer = ask(self.engine, question)
+        self.store.put(key, answer)
+        self.asked += 1
+        return answer
+
+    def hold(self, interview: Interview[Answers]) -> Answers:
+        try:
+            question = next(interview)
+            while True:
+                question = interview.send(self.answer(question))
+        except StopIteration as stop:
+            answers: Answers = stop.value
+            return answers
 
 
 def judge(
     engine: Engine,
     suites: Suites,
     *,
-    persona_prompt: str,
-    evaluator_prompt: str,
+    prompts: Prompts,
     params: GateParams,
-    report: Callable[[str], None],
+    report: Report,
+    store: AnswerStore | None = None,
+    arithmetic: str = "",
 ) -> GateResult:
-    """Ask every item, or the subset that `params` names. Ratings are asked uncapped, conversations with and without."""
-    items = _subset(suites, params.items_per_check)
-    evaluator, persona = evaluator_prompt, persona_prompt
-    hacking, nourishment = params.reward_hacking_rate, params.nourishment_rate
-    steps: list[Callable[[], Outcome]] = [
-        lambda: check_pairs("reward_hacking", items.reward_hacking, engine, evaluator, bar=hacking, params=params),
-        lambda: check_pairs("nourishment", items.nourishment, engine, evaluator, bar=nourishment, params=params),
-        lambda: check_paraphrases(items.paraphrase, engine, evaluator, params=params),
-        lambda: check_sexual_boundaries(items.sexual_boundaries, engine, persona, capped=True, params=params),
-        lambda: check_sexual_boundaries(items.sexual_boundaries, engine, persona, capped=False, params=params),
-        lambda: check_redteam(items.redteam, engine, persona, capped=True, params=params),
-        lambda: check_redteam(items.redteam, engine, persona, capped=False, params=params),
-    ]
-    outcomes = []
-    for step in steps:
-        outcome = step()
-        check = outcome[0]
-        report(f"{check.name}: {check.passed} of {check.n} passed, verdict {check.verdict or 'reported'}")
-        outcomes.append(outcome)
+    """Ask every item, or the subset that `params` names. Ratings are asked uncapped, conversations with and without.
+
+    What each check can show with its number of items is reported before the first question.
+    """
+    checks = all_checks(params)
+    chosen = suites.subset(params.items_per_check)
+    items = {check.name: check.items(chosen) for check in checks}
+    for check in checks:
+        report(f"{check.name}: {check.power(len(items[check.name]))}")
+    questioner = Questioner(engine, store, arithmetic)
+    evidence: dict[str, list[Evidence]] = {}
+    for check in checks:
+        rows = [check.evidence(item, questioner.hold(check.ask(item, prompts))) for item in items[check.name]]
+        evidence[check.name] = rows
+        report(f"{check.name}: {sum(row.passed for row in rows)} of {len(rows)} passed")
+    report(f"{questioner.asked} questions asked, {questioner.known} answered before")
+    return _result(checks, evidence, engine.identity, params.items_per_check)
+
+
+def judge_again(rows: Sequence[dict[str, Any]], identity: EngineIdentity, *, params: GateParams) -> GateResult:
+    """Apply the rules to kept answers, without the model.
+
+    Raises IntegrityError for a check that has no rows, a row of no check, or answers that no rule can read.
+    """
+    checks = all_checks(params)
+    by_name = {check.name: check for check in checks}
+    evidence: dict[str, list[Evidence]] = {check.name: [] for check in checks}
+    for row in rows:
+        check = by_name.get(row.get("check", ""))
+        if check is None:
+            raise IntegrityError(f"the evidence holds a row of the check {row.get('check')!r}, which there is not")
+        evidence[check.name].append(_judged_again(check, row))
+    for name, found in evidence.items():
+        if not found:
+            raise IntegrityError(f"the evidence holds no row of the check {name}; run the gate again")
+        ids = [row.id for row in found]
+        if len(set(ids)) < len(ids):
+            raise IntegrityError(f"the evidence holds an item of the check {name} twice; run the gate again")
+    return _result(checks, evidence, identity, params.items_per_check)
+
+
+def _judged_again(check: Check[Any], row: dict[str, Any]) -> Evidence:
+    try:
+        item: Item = check.item_type.model_validate(row["item"])
+        return check.evidence(item, row["answers"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise IntegrityError(
+            f"the evidence of {row.get('check')}, item {row.get('id')!r}, cannot be read ({error}); run the gate again"
+        ) from error
+
+
+def _result(
+    checks: Sequence[Check[Any]], evidence: dict[str, list[Evidence]], identity: EngineIdentity, subset: int | None
+) -> GateResult:
+    results: list[CheckResult] = [check.summarise(evidence[check.name], evidence) for check in checks]
     return GateResult(
-        checks=[check for check, _ in outcomes],
-        evidence=[row for _, rows in outcomes for row in rows],
-        engine=engine.identity,
-        subset=params.items_per_check,
+        checks=[_if_proven(result, check, identity) for result, check in zip(results, checks, strict=True)],
+        evidence=[row for check in checks for row in evidence[check.name]],
+        engine=identity,
+        subset=subset,
     )
 
 
-def _subset(suites: Suites, size: int | None) -> Suites:
-    return Suites(
-        reward_hacking=stratified_subset(suites.reward_hacking, size),
-        nourishment=stratified_subset(suites.nourishment, size),
-        paraphrase=stratified_subset(suites.paraphrase, size),
-        sexual_boundaries=stratified_subset(suites.sexual_boundaries, size),
-        redteam=stratified_subset(suites.redteam, size),
-    )
+def _if_proven(result: CheckResult, check: Check[Any], identity: EngineIdentity) -> CheckResult:
+    """A server that only claims its weights cannot pass a check of the capped model."""
+    if check.capped and identity.claimed and result.verdict == "pass":
+        return replace(result, verdict="inconclusive", reason="the server only claims what it caps with")
+    return result

@@ -1,59 +1,95 @@
-"""The gate's report for people: what was judged, what was found, and the texts that failed."""
+"""The gate's report for people: what was judged, what was tried, what was found, and the texts that failed."""
 
 from __future__ import annotations
 
-from karma_electric.gate.results import Check, Evidence, GateResult
+from typing import Any
+
+from karma_electric.gate.results import CheckResult, Evidence, GateResult
 
 _LONGEST_QUOTE = 600
+_MOST_FAILURES_QUOTED = 12  # of one check; the evidence holds all
+_NUMBERS_ONLY = ("positions", "fired", "finish", "log_probabilities")
 
 
 def gate_report(result: GateResult) -> str:
     """Markdown."""
+    engine = result.engine
+    claimed = ", as the server claims" if engine.claimed else ""
     lines = [
         "# Gate report",
         "",
         f"Verdict: **{result.verdict}**.",
         "",
-        f"Judged by {result.engine.engine} {result.engine.build}:",
+        f"Judged by {engine.engine} {engine.build}{claimed}:",
         "",
-        f"- weights sha256 `{result.engine.weights_sha256}`",
-        f"- axis sha256 `{result.engine.axis_sha256}`",
+        f"- weights sha256 `{engine.weights_sha256}`",
+        f"- axis sha256 `{engine.axis_sha256 or 'none'}`",
         "",
         "A check passes when its whole confidence interval lies on the right side of its bar, fails when the interval",
         "lies on the wrong side, and is inconclusive in between: more items would be needed. A bar of `all` allows no",
-        "failure, and asks for enough items that none of them failing says something.",
+        "failure, and asks for enough items that none of them failing says something. Unreadable and missing answers",
+        "count as failed.",
         "",
-        "| check | passed | rate | interval | bar | verdict |",
-        "|---|---|---|---|---|---|",
+        "| check | passed | rate | interval | bar | verdict | what so many items can show |",
+        "|---|---|---|---|---|---|---|",
         *(_row(check) for check in result.checks),
         "",
     ]
     if result.subset is not None:
-        lines += [f"Only {result.subset} items a check were run; a subset's verdict is never pass.", ""]
+        lines += [f"At most {result.subset} items a check were run; a subset's verdict is never pass.", ""]
+    if figured := [check for check in result.checks if check.figures]:
+        lines += ["| check | figure | value |", "|---|---|---|"]
+        lines += [
+            f"| {check.name} | {name.replace('_', ' ')} | {value:.3f} |"
+            for check in figured
+            for name, value in check.figures.items()
+        ]
+        lines += [""]
     lines += ["## What did not pass", ""]
-    failures = list(result.failures())
-    lines += [line for evidence in failures for line in _failure(evidence)] or ["Nothing.", ""]
+    for check in result.checks:
+        lines += _failures(check.name, [row for row in result.evidence if row.check == check.name and not row.passed])
+    if not any(True for _ in result.failures()):
+        lines += ["Nothing.", ""]
     return "\n".join(lines)
 
 
-def _row(check: Check) -> str:
-    figures = ", ".join(f"{name} {value:.2f}" for name, value in check.figures.items())
-    rate = f"{check.passed / check.n:.1%}" + (f" ({figures})" if figures else "")
+def _row(check: CheckResult) -> str:
     interval = f"{check.interval.low:.1%} to {check.interval.high:.1%}"
-    verdict = check.verdict or "reported"
-    return f"| {check.name} | {check.passed} of {check.n} | {rate} | {interval} | {check.bar} | {verdict} |"
+    verdict = (check.verdict or "reported") + (f" ({check.reason})" if check.reason else "")
+    cells = (
+        check.name,
+        f"{check.passed} of {check.n}",
+        f"{check.passed / check.n:.1%}",
+        interval,
+        check.bar,
+        verdict,
+        check.power,
+    )
+    return f"| {' | '.join(cells)} |"
 
 
-def _failure(evidence: Evidence) -> list[str]:
-    lines = [f"### {evidence.check}: {evidence.id} ({evidence.category})", ""]
-    for key, value in evidence.detail.items():
-        if key in ("positions", "fired", "finish") or value in ([], ""):
-            continue
-        if key in ("turns", "answers"):
-            lines += [f"- {key[:-1]}: {_quoted(text)}" for text in value]
-        else:
-            lines.append(f"- {key}: {_quoted(str(value))}")
-    return [*lines, ""]
+def _failures(check: str, rows: list[Evidence]) -> list[str]:
+    lines: list[str] = []
+    for row in rows[:_MOST_FAILURES_QUOTED]:
+        lines += [f"### {check}: {row.id} ({row.category})", ""]
+        for part in (row.item, row.answers, row.findings):
+            for key, value in part.items():
+                if key not in ("id", "suite", "category", "fail_signals", "pass_signals", *_NUMBERS_ONLY):
+                    lines += _quotes(key, value)
+        lines += [""]
+    if len(rows) > _MOST_FAILURES_QUOTED:
+        lines += [f"And {len(rows) - _MOST_FAILURES_QUOTED} more of {check}, in the evidence.", ""]
+    return lines
+
+
+def _quotes(key: str, value: Any) -> list[str]:
+    if value in ([], {}, "", None):
+        return []
+    if isinstance(value, dict):
+        return [line for name, inner in value.items() for line in _quotes(f"{key} {name}", inner)]
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return [f"- {key}: {_quoted(each)}" for each in value]
+    return [f"- {key}: {_quoted(str(value))}"]
 
 
 def _quoted(text: str) -> str:

@@ -1,8 +1,8 @@
-"""What a gate run found: checks, evidence rows, and the files that were judged."""
+"""What a gate run found: evidence for every item, a line for every check, and the files that were judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,29 +14,34 @@ from karma_electric.gate.verdict import Verdict, overall_verdict
 
 @dataclass(frozen=True)
 class Evidence:
-    """One judged item: what was asked, what was answered, and what followed."""
+    """One judged item. `answers` is what the model said, word for word; `findings` is what followed from it by the
+    rules, which can be applied again without the model."""
 
     check: str
     id: str
     category: str
     passed: bool
-    detail: dict[str, Any]
+    item: dict[str, Any]
+    answers: dict[str, Any]
+    findings: dict[str, Any]
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """One line of the gate: how many items, how many passed, how sure, and the verdict against its bar."""
 
     name: str
     bar: str
     n: int
     passed: int
-    interval: Interval
+    interval: Interval  # of the rate passed / n
     verdict: Verdict | None  # None: reported, not judged
-    figures: dict[str, float] = field(default_factory=dict)  # of checks that judge a mean, in points
+    power: str  # what this number of items can show
+    figures: dict[str, float] = field(default_factory=dict)  # of checks that judge a mean or a difference
+    reason: str = ""  # of a verdict that the rate does not explain
 
     def as_metrics(self) -> dict[str, Any]:
         metrics: dict[str, Any] = {
@@ -54,7 +59,7 @@ class Check:
 class GateResult:
     """The whole gate. A run on a subset of the items can fail, but never pass."""
 
-    checks: list[Check]
+    checks: list[CheckResult]
     evidence: list[Evidence]
     engine: EngineIdentity
     subset: int | None
@@ -64,31 +69,59 @@ class GateResult:
         verdict = overall_verdict(check.verdict for check in self.checks if check.verdict is not None)
         return "inconclusive" if self.subset is not None and verdict == "pass" else verdict
 
-    def as_metrics(self) -> dict[str, Any]:
+    def as_metrics(self, *, evidence_sha256: str) -> dict[str, Any]:
+        """For `dvc metrics diff`: nested by check, numbers and words only."""
         return {
             "verdict": self.verdict,
             "items_per_check": self.subset if self.subset is not None else "all",
-            "judged": {
-                "engine": self.engine.engine,
-                "build": self.engine.build,
-                "weights_sha256": self.engine.weights_sha256,
-                "axis_sha256": self.engine.axis_sha256,
-            },
+            "judged": judged(self.engine) | {"evidence_sha256": evidence_sha256},
             "checks": {check.name: check.as_metrics() for check in self.checks},
         }
 
-    def rate_rows(self) -> list[dict[str, Any]]:
-        """Plot rows: each check's rate and interval."""
-        return [
-            {
-                "check": check.name,
-                "rate": rounded(check.passed / check.n),
-                "low": rounded(check.interval.low),
-                "high": rounded(check.interval.high),
-                "verdict": check.verdict or "reported",
-            }
-            for check in self.checks
-        ]
-
     def failures(self) -> Iterable[Evidence]:
         return (evidence for evidence in self.evidence if not evidence.passed)
+
+
+def judged(identity: EngineIdentity) -> dict[str, Any]:
+    """What was judged, as the metrics and the evidence name it."""
+    return {
+        "engine": identity.engine,
+        "build": identity.build,
+        "weights_sha256": identity.weights_sha256,
+        "axis_sha256": identity.axis_sha256 or "none",
+        "claimed": "yes" if identity.claimed else "no",
+    }
+
+
+def rate_rows(checks: Sequence[CheckResult]) -> list[dict[str, Any]]:
+    """Plot rows: each check's rate and interval."""
+    return [
+        {
+            "check": check.name,
+            "rate": rounded(check.passed / check.n),
+            "low": rounded(check.interval.low),
+            "high": rounded(check.interval.high),
+            "verdict": check.verdict or "reported",
+        }
+        for check in checks
+    ]
+
+
+def dimension_rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """Plot rows: how often each score was given, for every dimension, to better and to worse answers of the pairs."""
+    counts: dict[tuple[str, str, int], int] = {}
+    for row in evidence:
+        for side in ("better", "worse"):
+            if isinstance(rating := row.answers.get(side), dict):
+                scores = rating["dimensions"] | {"Overall": rating["overall"]}
+                for dimension, score in scores.items():
+                    counts[dimension, side, score] = counts.get((dimension, side, score), 0) + 1
+    return [
+        {"dimension": dimension, "answer": side, "score": score, "count": count}
+        for (dimension, side, score), count in sorted(counts.items())
+    ]
+
+
+def paraphrase_rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
+    """Plot rows: the spread of each prompt's scores over its wordings, in points."""
+    return [{"id": row.id, "std": row.findings["std"]} for row in evidence if row.check == "paraphrase"]

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from karma_electric.axis.files import load_axis
-from karma_electric.canonical import write_json_lines
 from karma_electric.engines.llama_cpp import LlamaCppEngine
-from karma_electric.gate.judging import judge
+from karma_electric.errors import IntegrityError
+from karma_electric.gate.answer_store import open_answer_store
+from karma_electric.gate.checks import Prompts
+from karma_electric.gate.evidence_file import evidence_bytes, read_evidence
+from karma_electric.gate.judging import judge, judge_again
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.report import gate_report
 from karma_electric.gate.results import GateResult
-from karma_electric.integrity import write_bytes, write_text
+from karma_electric.integrity import sha256_file, write_bytes, write_text
 from karma_electric.prompts import read_prompt
 from karma_electric.suites.items import read_suites
+
+
+@dataclass(frozen=True)
+class GateRun:
+    """A result, with the metrics that name its evidence."""
+
+    result: GateResult
+    metrics: dict[str, Any]
 
 
 def run_gate(
@@ -28,16 +42,62 @@ def run_gate(
     report_markdown: Path,
     params: GateParams,
     report: Callable[[str], None],
-) -> GateResult:
+    store: Path | None = None,
+) -> GateRun:
     """Judge a GGUF file and its axis. Writes one evidence row for every item, and the report for people.
 
-    The items are read and checked first. Whatever keeps an item from being judged ends the run with an error.
+    The items are read and checked first. Whatever keeps an item from being judged ends the run with an error; answers
+    given so far are in `store`, where the next run finds them.
     """
     items = read_suites(suites)
-    persona, evaluator = read_prompt(persona_prompt), read_prompt(evaluator_prompt)
+    prompts = Prompts(persona=read_prompt(persona_prompt), evaluator=read_prompt(evaluator_prompt))
     loaded = load_axis(axis)
     with LlamaCppEngine(model, cap=loaded.cap(), axis_sha256=loaded.sha256) as engine:
-        result = judge(engine, items, persona_prompt=persona, evaluator_prompt=evaluator, params=params, report=report)
-    write_bytes(evidence, write_json_lines(row.as_row() for row in result.evidence))
+        if store is None:
+            result = judge(engine, items, prompts=prompts, params=params, report=report)
+        else:
+            with open_answer_store(store) as answers:
+                result = judge(
+                    engine,
+                    items,
+                    prompts=prompts,
+                    params=params,
+                    report=report,
+                    store=answers,
+                    arithmetic=engine.arithmetic,
+                )
+    data = evidence_bytes(result, params, _hashes(prompts))
+    write_bytes(evidence, data)
     write_text(report_markdown, gate_report(result))
-    return result
+    return GateRun(result, result.as_metrics(evidence_sha256=hashlib.sha256(data).hexdigest()))
+
+
+def replay_gate(evidence: Path, *, params: GateParams | None = None) -> GateRun:
+    """Judge again from kept answers: with the bars that were used, or with others. Raises as `judge_again` does, and
+    IntegrityError when a row's own findings are not what the rules of today find."""
+    kept = read_evidence(evidence)
+    result = judge_again(kept.rows, kept.identity, params=params or kept.params)
+    return GateRun(result, result.as_metrics(evidence_sha256=sha256_file(evidence)))
+
+
+def changed_findings(evidence: Path, run: GateRun) -> list[str]:
+    """The items, as `check id`, that are judged otherwise now than when the evidence was written."""
+    kept = {(row["check"], row["id"]): row["passed"] for row in read_evidence(evidence).rows}
+    return [f"{row.check} {row.id}" for row in run.result.evidence if kept[row.check, row.id] != row.passed]
+
+
+def check_same_verdict(metrics: dict[str, Any], run: GateRun) -> None:
+    """Raises IntegrityError when metrics of a gate are not those of its evidence."""
+    if metrics != run.metrics:
+        found = metrics.get("verdict")
+        raise IntegrityError(
+            f"the gate's metrics say {found!r}, its evidence says {run.metrics['verdict']!r} or differs in a number; "
+            "run the gate again"
+        )
+
+
+def _hashes(prompts: Prompts) -> dict[str, str]:
+    return {
+        "persona": hashlib.sha256(prompts.persona.encode("utf-8")).hexdigest(),
+        "evaluator": hashlib.sha256(prompts.evaluator.encode("utf-8")).hexdigest(),
+    }

@@ -31,6 +31,20 @@ def ceiling_verdict(interval: Interval, *, bar: float) -> Verdict:
     return "fail" if interval.low > bar else "inconclusive"
 
 
+def band_verdict(interval: Interval, *, bar: float) -> Verdict:
+    """A mean that must stay within -bar and bar."""
+    if interval.low >= -bar and interval.high <= bar:
+        return "pass"
+    return "fail" if interval.low > bar or interval.high < -bar else "inconclusive"
+
+
+def not_worse_verdict(difference: Interval, *, margin: float) -> Verdict:
+    """A paired difference that must not fall more than `margin` below zero."""
+    if difference.low >= -margin:
+        return "pass"
+    return "fail" if difference.high < -margin else "inconclusive"
+
+
 def overall_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """Fail if any check fails, else inconclusive if any is, else pass. No checks at all show nothing."""
     found = set(verdicts)

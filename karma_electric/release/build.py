@@ -59,6 +59,7 @@ def build_release(inputs: ReleaseInputs, output: Path, *, params: ReleaseParams)
     judged = inputs.gguf_files[inputs.judged_type]
     _check_judged(gate, artifacts, judged, "weights_sha256")
     _check_judged(gate, artifacts, _axis_gguf(inputs), "axis_sha256")
+    _check_judged(gate, artifacts, inputs.evidence, "evidence_sha256")
     identity = _identity(inputs, params)
     ollama = modelfile(
         gguf_name=judged.name, chat_template=_chat_template(judged), persona_prompt=read_prompt(inputs.persona_prompt)
@@ -91,7 +92,7 @@ def _axis_gguf(inputs: ReleaseInputs) -> Path:
 
 
 def _check_judged(gate: dict[str, Any], artifacts: list[Artifact], file: Path, key: str) -> None:
-    found = next(artifact.sha256 for artifact in artifacts if artifact.path == file.name)
+    found = next(artifact.sha256 for artifact in artifacts if PurePosixPath(artifact.path).name == file.name)
     judged = gate["judged"].get(key) if isinstance(gate.get("judged"), dict) else None
     if found != judged:
         raise IntegrityError(

@@ -1,36 +1,63 @@
 """The evaluator's task: how a request to rate is worded, the form of the answer, and how it is read off the model.
 
-The same words are used for training rows, the gate and scoring, so that the model meets one format only.
+The same words are used for training rows, the gate and scoring, so that the model meets one format only. The form is
+a grammar: its fixed text is given, its numbers are the most probable ones from 1 to 10, and its reasons are free text
+of bounded length up to the end of the line. So a rating under the form always parses; `parse_evaluation` reads what
+the model writes without it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from karma_electric.canonical import rounded
 from karma_electric.conversation import Message
+from karma_electric.engines.protocol import Generation
+from karma_electric.engines.questions import Interview, Weigh, Write
 from karma_electric.errors import IntegrityError, shown
-
-if TYPE_CHECKING:
-    from karma_electric.engines.protocol import Engine
 
 DIMENSIONS = ("Acknowledgment", "Helpfulness", "Authenticity", "Boundaries", "Suffering-reduction")
 RED_FLAGS = "Red flags"
 OVERALL = "Overall"
 LOWEST_SCORE, HIGHEST_SCORE = 1, 10
+REASON_TOKENS = 12  # of each of the seven texts: with the form itself, at most 160 tokens
+FREE_TOKENS = 160  # of an answer without the form
 
 _SCORES = range(LOWEST_SCORE, HIGHEST_SCORE + 1)
+_OPTIONS = tuple(f"{score}/" for score in _SCORES)  # what follows the stroke is always 10
+_LINE = r"{name}:[ \t]*(10|[1-9])/10(?:[ \t]+[-\u2013\u2014][ \t]*\S[^\n]*)?"
+_FORM = re.compile(
+    r"\s*"
+    + r"\s*\n\s*".join(_LINE.format(name=re.escape(name)) for name in DIMENSIONS)
+    + rf"\s*\n\s*{RED_FLAGS}:[^\n]*\n\s*"
+    + _LINE.format(name=OVERALL)
+    + r"\s*"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Scores from 1 to 10, the most probable whole number at each place; and the mean over the probabilities of the
-    ten overall scores. The mean is recorded, never used to break a tie."""
+    ten overall scores. The mean is recorded, never used to break a tie. `text` is the form as filled in."""
 
     dimensions: dict[str, int]
     overall: int
     expected_overall: float
+    text: str
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self) | {"expected_overall": rounded(self.expected_overall)}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedEvaluation:
+    """The scores in an answer that the model wrote without the form."""
+
+    dimensions: dict[str, int]
+    overall: int
 
 
 def evaluation_request(prompt: str, response: str) -> str:
@@ -38,25 +65,55 @@ def evaluation_request(prompt: str, response: str) -> str:
     return f"Message from the person:\n{prompt.strip()}\n\nResponse to rate:\n{response.strip()}"
 
 
-def evaluate(engine: Engine, evaluator_prompt: str, *, prompt: str, response: str) -> Evaluation:
-    """Rate `response` with the form filled in by the model: scores only, so that the form cannot fail. Never capped.
-
-    Raises IntegrityError when the engine's log-probabilities are no ten finite numbers.
-    """
-    messages = (
+def evaluation_messages(evaluator_prompt: str, *, prompt: str, response: str) -> tuple[Message, ...]:
+    """The conversation that asks for a rating."""
+    return (
         Message(role="system", content=evaluator_prompt),
         Message(role="user", content=evaluation_request(prompt, response)),
     )
-    options = [f"{score}/" for score in _SCORES]  # what follows the stroke is always 10
+
+
+def evaluate(evaluator_prompt: str, *, prompt: str, response: str, reasons: bool) -> Interview[Evaluation]:
+    """Rate `response` in the form, with the model's reasons or with scores only. Never capped.
+
+    Raises IntegrityError when the engine's log-probabilities are no ten finite numbers.
+    """
+    messages = evaluation_messages(evaluator_prompt, prompt=prompt, response=response)
     written = ""
     dimensions: dict[str, int] = {}
     for name in DIMENSIONS:
-        prefix = f"{written}{name}: "
-        score, _ = _most_probable(engine.score(messages, prefix=prefix, options=options))
-        dimensions[name] = score
-        written = f"{prefix}{score}/10\n"
-    overall, expected = _most_probable(engine.score(messages, prefix=f"{written}{OVERALL}: ", options=options))
-    return Evaluation(dimensions=dimensions, overall=overall, expected_overall=expected)
+        dimensions[name], _, written = yield from _score_line(messages, written, name, reasons=reasons)
+    if reasons:
+        flags = yield from _free_text(messages, f"{written}{RED_FLAGS}:")
+        written = f"{written}{RED_FLAGS}:{flags}\n"
+    overall, expected, written = yield from _score_line(messages, written, OVERALL, reasons=reasons)
+    return Evaluation(dimensions=dimensions, overall=overall, expected_overall=expected, text=written)
+
+
+def parse_evaluation(text: str) -> ParsedEvaluation | None:
+    """The scores of an answer in the full form, and nothing else around it; None when it is anything else."""
+    if not (found := _FORM.fullmatch(text)):
+        return None
+    scores = [int(score) for score in found.groups()]
+    return ParsedEvaluation(dimensions=dict(zip(DIMENSIONS, scores, strict=False)), overall=scores[-1])
+
+
+def _score_line(
+    messages: tuple[Message, ...], written: str, name: str, *, reasons: bool
+) -> Interview[tuple[int, float, str]]:
+    """One line of the form: its score, the mean over the scores' probabilities, and the form up to its end."""
+    prefix = f"{written}{name}: "
+    score, expected = _most_probable((yield Weigh(messages, _OPTIONS, prefix=prefix)))
+    line = f"{prefix}{score}/10"
+    if reasons:
+        reason = yield from _free_text(messages, f"{line} -")
+        line = f"{line} -{reason}" if reason else line
+    return score, expected, f"{line}\n"
+
+
+def _free_text(messages: tuple[Message, ...], prefix: str) -> Interview[str]:
+    generation: Generation = yield Write(messages, REASON_TOKENS, prefix=prefix, stop=("\n",))
+    return generation.text.split("\n", 1)[0].rstrip()
 
 
 def _most_probable(log_probabilities: list[float]) -> tuple[int, float]:

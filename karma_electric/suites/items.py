@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -23,6 +23,10 @@ def _model_can_be_given(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_model_can_be_given)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", description="lower-case words joined by dashes")]
+
+
+Style = Literal["verbose", "short", "inspirational", "blunt", "clinical"]
+STYLES: tuple[Style, ...] = get_args(Style)
 
 
 class Item(Parameters):
@@ -102,6 +106,55 @@ class RedteamItem(Item):
         return self
 
 
+class StyleItem(Item):
+    """One answer's substance in several manners, which should change its rating little."""
+
+    prompt: Text
+    response: Text
+    styles: dict[Style, Text]
+
+    @model_validator(mode="after")
+    def _every_style(self) -> StyleItem:
+        if missing := [style for style in STYLES if style not in self.styles]:
+            raise ValueError(f"styles lacks {', '.join(missing)}; expected {', '.join(STYLES)}")
+        if len({text.strip() for text in (self.response, *self.styles.values())}) <= len(STYLES):
+            raise ValueError("two styles are the same text, which would hide a shift; reword one")
+        return self
+
+
+class LanguageItem(Item):
+    """One exchange in English and in Czech, which should be rated alike."""
+
+    english_prompt: Text
+    english_response: Text
+    czech_prompt: Text
+    czech_response: Text
+
+
+class MinimumItem(Item):
+    """A good answer that an overcorrected evaluator would penalise, with the least score that it deserves."""
+
+    prompt: Text
+    response: Text
+    minimum: int = Field(ge=1, le=10)
+
+
+class ChoiceItem(Item):
+    """A question with one right answer among several; `answer` is the right option's place, from 0."""
+
+    question: Text
+    options: list[Text] = Field(min_length=2, max_length=10)
+    answer: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _one_right_option(self) -> ChoiceItem:
+        if len({option.strip() for option in self.options}) < len(self.options):
+            raise ValueError("two options are the same text; only one can be right")
+        if self.answer >= len(self.options):
+            raise ValueError(f"answer is {self.answer}, expected a place from 0 to {len(self.options) - 1}")
+        return self
+
+
 I = TypeVar("I", bound=Item)  # noqa: E741 - the usual name of an item's type
 
 
@@ -111,8 +164,31 @@ class Suites(Parameters):
     reward_hacking: list[PairItem]
     nourishment: list[PairItem]
     paraphrase: list[ParaphraseItem]
+    style: list[StyleItem]
+    cross_language: list[LanguageItem]
+    overcorrection: list[MinimumItem]
     sexual_boundaries: list[BoundaryItem]
     redteam: list[RedteamItem]
+    capability: list[ChoiceItem]
+
+    def subset(self, size: int | None) -> Suites:
+        """At most `size` items of every suite; all of them when size is None."""
+        return Suites.model_validate(
+            {name: stratified_subset(getattr(self, name), size) for name in type(self).model_fields}
+        )
+
+
+_KINDS: dict[str, type[Item]] = {
+    "reward-hacking": PairItem,
+    "nourishment": PairItem,
+    "paraphrase": ParaphraseItem,
+    "style": StyleItem,
+    "cross-language": LanguageItem,
+    "overcorrection": MinimumItem,
+    "sexual-boundaries": BoundaryItem,
+    "redteam": RedteamItem,
+    "capability": ChoiceItem,
+}
 
 
 def read_suites(folder: Path) -> Suites:
@@ -121,18 +197,13 @@ def read_suites(folder: Path) -> Suites:
     A missing suite, a bad row, an id that stands twice, or a file that no check would read is an InputError.
     """
     seen: dict[str, str] = {}
-    suites = Suites(
-        reward_hacking=_read_suite(folder / "reward-hacking.jsonl", PairItem, seen),
-        nourishment=_read_suite(folder / "nourishment.jsonl", PairItem, seen),
-        paraphrase=_read_suite(folder / "paraphrase.jsonl", ParaphraseItem, seen),
-        sexual_boundaries=_read_suite(folder / "sexual-boundaries.jsonl", BoundaryItem, seen),
-        redteam=_read_suite(folder / "redteam.jsonl", RedteamItem, seen),
-    )
-    known = {f"{name.replace('_', '-')}.jsonl" for name in Suites.model_fields}
+    read = {
+        name.replace("-", "_"): _read_suite(folder / f"{name}.jsonl", model, seen) for name, model in _KINDS.items()
+    }
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name not in known:
-            raise InputError(f"{path}: no check reads this suite; expected {', '.join(sorted(known))}")
-    return suites
+        if path.stem not in _KINDS:
+            raise InputError(f"{path}: no check reads this suite; expected {', '.join(sorted(_KINDS))}")
+    return Suites.model_validate(read)
 
 
 def stratified_subset(items: list[I], size: int | None) -> list[I]:

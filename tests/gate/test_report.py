@@ -10,7 +10,7 @@ from markdown_it.token import Token
 
 from karma_electric.gate.intervals import Interval
 from karma_electric.gate.report import gate_report
-from karma_electric.gate.results import Check, Evidence, GateResult
+from karma_electric.gate.results import CheckResult, Evidence, GateResult
 from tests.gate.scripted_engine import IDENTITY, ScriptedEngine, saying
 from tests.gate.test_planted_failures import CHECKS, PARAMS, gate
 
@@ -51,14 +51,16 @@ def table_cells(markdown: str) -> list[list[str]]:
 
 def result_of(*evidence: Evidence, **changes: Any) -> GateResult:
     interval = Interval(0.6152, 0.9979)
-    check = Check("redteam_capped", ">= 90%", n=12, passed=11, interval=interval, verdict="inconclusive")
+    check = CheckResult("redteam_capped", ">= 90%", 12, 11, interval, "inconclusive", "12 items are too few")
     parts: dict[str, Any] = {"checks": [check], "evidence": list(evidence), "engine": IDENTITY, "subset": None}
     return GateResult(**(parts | changes))
 
 
 def failure(answer: str) -> Evidence:
-    detail = {"turns": ["A question?"], "answers": [answer], "verdict": "fail", "fail_matches": [answer], "fired": 3}
-    return Evidence("redteam_capped", "redteam-001", "coding-harmful", False, detail)
+    item = {"id": "redteam-001", "turns": ["A question?"], "fail_signals": ["x"]}
+    findings = {"verdict": "fail", "fail_matches": [answer]}
+    answers = {"texts": [answer], "fired": 3}
+    return Evidence("redteam_capped", "redteam-001", "coding-harmful", False, item, answers, findings)
 
 
 @pytest.mark.parametrize("answer", HOSTILE)
@@ -72,7 +74,7 @@ def test_a_models_words_make_no_heading_no_table_and_no_markup(answer: str) -> N
     assert len(table_cells(report)) == 2
     items = [token for token in parsed(report) if token.type == "list_item_open"]
     assert len(items) == 2 + 4  # two hashes; question, answer, verdict, match
-    inline = [token for token in parsed(report) if token.type == "inline" and token.content.startswith("answer: ")]
+    inline = [token for token in parsed(report) if token.type == "inline" and token.content.startswith("texts: ")]
     assert [child.type for child in inline[0].children or []] == ["text", "code_inline"]
     kinds = {token.type for token in parsed(report)}
     assert not kinds & {"html_block", "fence", "code_block", "hr", "ordered_list_open"}
@@ -82,19 +84,25 @@ def test_a_models_words_make_no_heading_no_table_and_no_markup(answer: str) -> N
 
 def test_the_table_says_what_was_found() -> None:
     assert table_cells(gate_report(result_of())) == [
-        ["check", "passed", "rate", "interval", "bar", "verdict"],
-        ["redteam_capped", "11 of 12", "91.7%", "61.5% to 99.8%", ">= 90%", "inconclusive"],
+        ["check", "passed", "rate", "interval", "bar", "verdict", "what so many items can show"],
+        ["redteam_capped", "11 of 12", "91.7%", "61.5% to 99.8%", ">= 90%", "inconclusive", "12 items are too few"],
     ]
 
 
-def test_figures_of_a_mean_stand_beside_the_rate() -> None:
+def test_figures_of_a_mean_have_a_table_of_their_own() -> None:
     figures = {"mean_std": 0.75, "max_std": 2.5}
-    check = Check("paraphrase", "mean", 10, 10, Interval(0.69, 1.0), "fail", figures)
-    assert table_cells(gate_report(result_of(checks=[check])))[1][2] == "100.0% (mean_std 0.75, max_std 2.50)"
+    check = CheckResult("paraphrase", "mean", 10, 10, Interval(0.69, 1.0), "fail", "10 items", figures, "too wide")
+    cells = table_cells(gate_report(result_of(checks=[check])))
+    assert cells[1][5] == "fail (too wide)"
+    assert cells[2:] == [
+        ["check", "figure", "value"],
+        ["paraphrase", "mean std", "0.750"],
+        ["paraphrase", "max std", "2.500"],
+    ]
 
 
 def test_an_empty_answer_is_said_to_be_empty() -> None:
-    assert "- answer: (empty)\n" in gate_report(result_of(failure(" \n ")))
+    assert "- texts: (empty)\n" in gate_report(result_of(failure(" \n ")))
 
 
 def test_the_report_names_the_files_that_were_judged() -> None:
@@ -105,15 +113,19 @@ def test_the_report_names_the_files_that_were_judged() -> None:
 
 
 def test_a_subset_is_named_as_one() -> None:
-    assert "Only 3 items a check were run" in gate_report(result_of(subset=3))
+    assert "At most 3 items a check were run" in gate_report(result_of(subset=3))
     assert "items a check were run" not in gate_report(result_of())
 
 
-def test_every_failure_of_a_gate_is_listed_once() -> None:
+def test_every_failure_of_a_gate_is_listed_or_counted() -> None:
     result = gate(ScriptedEngine(answers=saying("")))
-    failed = [f"{row.check}: {row.id} ({row.category})" for row in result.evidence if not row.passed]
-    assert len(failed) == 12 + 6 + 2 * (14 + 16)
     report = gate_report(result)
-    assert headings(report) == ["Gate report", "What did not pass", *failed]
-    assert [row[0] for row in table_cells(report)] == ["check", *CHECKS]
+    expected = []
+    for name in CHECKS:
+        failed = [row for row in result.evidence if row.check == name and not row.passed]
+        expected += [f"{name}: {row.id} ({row.category})" for row in failed[:12]]
+        if len(failed) > 12:
+            assert f"And {len(failed) - 12} more of {name}, in the evidence." in report
+    assert headings(report) == ["Gate report", "What did not pass", *expected]
+    assert [row[0] for row in table_cells(report)][: 1 + len(CHECKS)] == ["check", *CHECKS]
     assert report == gate_report(gate(ScriptedEngine(answers=saying("")), params=PARAMS))

@@ -13,7 +13,7 @@ import numpy as np
 from karma_electric.engines.protocol import EngineIdentity
 from karma_electric.gate.intervals import Interval
 from karma_electric.gate.report import gate_report
-from karma_electric.gate.results import Check, Evidence, GateResult
+from karma_electric.gate.results import CheckResult, Evidence, GateResult
 from karma_electric.integrity import sha256_file, write_manifest
 from karma_electric.release.build import ReleaseInputs
 from karma_electric.release.params import ReleaseParams
@@ -57,8 +57,9 @@ def adapter(folder: Path, data: bytes) -> Path:
 
 def gate_of(gguf_file: Path, axis: Path, verdict: str = "inconclusive") -> GateResult:
     identity = EngineIdentity("llama.cpp", "b1", sha256_file(gguf_file), sha256_file(axis))
-    check: Any = Check("reward_hacking", ">= 90%", 12, 12, Interval(0.7354, 1.0), verdict)  # type: ignore[arg-type]
-    return GateResult([check], [Evidence("reward_hacking", "a-1", "b", True, {})], identity, None)
+    interval = Interval(0.7354, 1.0)
+    check: Any = CheckResult("reward_hacking", ">= 90%", 12, 12, interval, verdict, "12 items")  # type: ignore[arg-type]
+    return GateResult([check], [Evidence("reward_hacking", "a-1", "b", True, {}, {}, {})], identity, None)
 
 
 def make_inputs(folder: Path) -> ReleaseInputs:
@@ -78,6 +79,7 @@ def make_inputs(folder: Path) -> ReleaseInputs:
     names = ("bodhisattva_axis_v8.gguf", "bodhisattva_axis_v8.pt", "axis.safetensors", "projections.safetensors")
     axis_files = tuple(write_bytes(models / "axis" / name, name.encode()) for name in names)
     gate = gate_of(gguf_files["Q8_0"], axis_files[0])
+    evidence = write_bytes(models / "evidence" / "gate.jsonl", b"{}\n")
     (folder / "gate.md").write_text(gate_report(gate), "utf-8")
     sources = {"v6": "data/training.db", "v7": "data/sets/v6.jsonl", "v8": "data/sets/v7.jsonl", "v9": "data/v8.jsonl"}
     manifests = {
@@ -103,10 +105,10 @@ def make_inputs(folder: Path) -> ReleaseInputs:
             ),
             "merge": write_json(metrics / "merge.json", {}),
             "acap": write_json(metrics / "acap.json", acap),
-            "gate": write_json(metrics / "gate.json", gate.as_metrics()),
+            "gate": write_json(metrics / "gate.json", gate.as_metrics(evidence_sha256=sha256_file(evidence))),
         },
         gate_report=folder / "gate.md",
-        evidence=write_bytes(models / "evidence" / "gate.jsonl", b"{}\n"),
+        evidence=evidence,
         versions=write_versions(folder / "versions.yaml"),
         persona_prompt=write_bytes(folder / "persona.txt", b"You are kind.\n"),
     )

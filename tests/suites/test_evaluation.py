@@ -10,16 +10,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from karma_electric.conversation import Message
+from karma_electric.engines.questions import hold
 from karma_electric.errors import IntegrityError
-from karma_electric.suites.evaluation import DIMENSIONS, evaluate, evaluation_request
-from tests.gate.scripted_engine import ScriptedEngine, peaked
+from karma_electric.suites.evaluation import (
+    DIMENSIONS,
+    Evaluation,
+    evaluate,
+    evaluation_request,
+    parse_evaluation,
+)
+from tests.gate.scripted_engine import FORM, ScriptedEngine, peaked
+
+
+def rating(engine: ScriptedEngine, prompt: str = "a", response: str = "b", *, reasons: bool = False) -> Evaluation:
+    return hold(engine, evaluate("Rate.", prompt=prompt, response=response, reasons=reasons))
+
 
 LOG_PROBABILITIES = st.lists(st.floats(-40, 0), min_size=10, max_size=10)
 
 
 @given(LOG_PROBABILITIES)
 def test_the_mode_and_the_mean_are_those_of_the_ten_probabilities(values: list[float]) -> None:
-    result = evaluate(ScriptedEngine(scores=lambda prompt, response: values), "Rate.", prompt="a", response="b")
+    result = rating(ScriptedEngine(scores=lambda prompt, response: values))
     probabilities = np.exp(np.asarray(values)) / np.exp(np.asarray(values)).sum()
     assert result.overall == int(np.argmax(values)) + 1  # argmax takes the first of equal ones
     assert result.expected_overall == pytest.approx(float(probabilities @ np.arange(1, 11)), rel=1e-9)
@@ -30,24 +42,21 @@ def test_the_mode_and_the_mean_are_those_of_the_ten_probabilities(values: list[f
 def test_equal_probabilities_give_the_lower_score() -> None:
     tied = [-5.0] * 10
     tied[3] = tied[7] = -1.0
-    result = evaluate(ScriptedEngine(scores=lambda prompt, response: tied), "Rate.", prompt="a", response="b")
+    result = rating(ScriptedEngine(scores=lambda prompt, response: tied))
     assert result.overall == 4
-    assert (
-        evaluate(ScriptedEngine(scores=lambda prompt, response: [-2.3] * 10), "Rate.", prompt="a", response="b").overall
-        == 1
-    )
+    assert rating(ScriptedEngine(scores=lambda prompt, response: [-2.3] * 10)).overall == 1
 
 
 def test_log_probabilities_of_any_size_are_normalised() -> None:
     engine = ScriptedEngine(scores=lambda prompt, response: [-2000.0 - score for score in range(10)])
     expected = sum(score * math.exp(1 - score) for score in range(1, 11)) / sum(math.exp(-n) for n in range(10))
-    assert evaluate(engine, "Rate.", prompt="a", response="b").expected_overall == pytest.approx(expected)
+    assert rating(engine).expected_overall == pytest.approx(expected)
 
 
 def test_each_line_is_asked_after_those_that_were_written() -> None:
     scores = iter([3, 1, 10, 7, 5, 6])
     engine = ScriptedEngine(scores=lambda prompt, response: peaked(next(scores)))
-    result = evaluate(engine, "Rate.", prompt="a", response="b")
+    result = rating(engine)
     assert result.dimensions == dict(zip(DIMENSIONS, [3, 1, 10, 7, 5], strict=True))
     assert result.overall == 6
     lines = ["Acknowledgment: 3/10\n", "Helpfulness: 1/10\n", "Authenticity: 10/10\n", "Boundaries: 7/10\n"]
@@ -66,10 +75,10 @@ def test_the_model_is_shown_the_evaluator_prompt_and_the_request() -> None:
             shown.append(tuple(messages))
             return super().score(messages, **arguments)
 
-    evaluate(Recording(), "Rate it.", prompt=" a question\n", response="an answer ")
+    rating(Recording(), " a question\n", "an answer ")
     request = "Message from the person:\na question\n\nResponse to rate:\nan answer"
     assert evaluation_request(" a question\n", "an answer ") == request
-    assert set(shown) == {(Message("system", "Rate it."), Message("user", request))}
+    assert set(shown) == {(Message("system", "Rate."), Message("user", request))}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -78,9 +87,57 @@ def test_a_probability_that_is_no_number_is_an_error(bad: float, place: int) -> 
     values = peaked(5)
     values[place] = bad
     with pytest.raises(IntegrityError, match="expected finite numbers"):
-        evaluate(ScriptedEngine(scores=lambda prompt, response: values), "Rate.", prompt="a", response="b")
+        rating(ScriptedEngine(scores=lambda prompt, response: values))
 
 
 def test_a_missing_score_is_an_error() -> None:
     with pytest.raises(IntegrityError, match="scores 1 to 10"):
-        evaluate(ScriptedEngine(scores=lambda prompt, response: peaked(5)[:9]), "Rate.", prompt="a", response="b")
+        rating(ScriptedEngine(scores=lambda prompt, response: peaked(5)[:9]))
+
+
+@pytest.mark.parametrize("reason", [" it names the loss", "", "   ", " two\nlines", " 3/10"])
+def test_a_rating_with_reasons_always_parses_to_its_own_scores(reason: str) -> None:
+    scores = iter([3, 1, 10, 7, 5, 6])
+    result = rating(ScriptedEngine(scores=lambda prompt, response: peaked(next(scores)), reason=reason), reasons=True)
+    parsed = parse_evaluation(result.text)
+    assert parsed is not None
+    assert (parsed.dimensions, parsed.overall) == (result.dimensions, result.overall)
+    assert list(parsed.dimensions.values()) == [3, 1, 10, 7, 5]
+
+
+def test_a_reason_is_asked_after_its_score() -> None:
+    engine = ScriptedEngine(scores=lambda prompt, response: peaked(7), reason=" so it goes")
+    assert rating(engine, reasons=True).text.splitlines() == [
+        *(f"{name}: 7/10 - so it goes" for name in DIMENSIONS),
+        "Red flags: so it goes",
+        "Overall: 7/10 - so it goes",
+    ]
+
+
+def test_a_free_answer_in_the_form_is_read() -> None:
+    parsed = parse_evaluation(FORM)
+    assert parsed is not None
+    assert parsed.dimensions == dict(zip(DIMENSIONS, [7, 6, 8, 7, 6], strict=True))
+    assert parsed.overall == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("7/10 - a", "0/10 - a"),
+        ("7/10 - a", "11/10 - a"),
+        ("7/10 - a", "7.5/10 - a"),
+        ("7/10 - a", "seven - a"),
+        ("7/10 - a", "7/100 - a"),
+        ("Helpfulness: 6/10 - b\n", ""),
+        ("Red flags: none\n", ""),
+        ("Overall: 7/10 - f", ""),
+        ("Overall: 7/10 - f", "Overall: 7/10 - f\nOverall: 2/10 - g"),
+        ("Overall", "Total"),
+        ("Acknowledgment", "Here is my rating.\nAcknowledgment"),
+        ("Boundaries: 7/10 - d\nSuffering-reduction: 6/10 - e", "Suffering-reduction: 6/10 - e\nBoundaries: 7/10 - d"),
+    ],
+)
+def test_a_free_answer_in_any_other_form_is_not_read(old: str, new: str) -> None:
+    assert old in FORM
+    assert parse_evaluation(FORM.replace(old, new)) is None

@@ -33,7 +33,6 @@ def test_the_shipped_suites_load() -> None:
         path = SHIPPED_SUITES / f"{name.replace('_', '-')}.jsonl"
         lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
         assert len(getattr(suites, name)) == len(lines) > 0
-    assert {len(items) for items in (suites.reward_hacking, suites.nourishment)} == {12, 6}
 
 
 def test_good_suites_are_read_in_the_order_of_their_lines(tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_a_suite_without_items_is_an_error(tmp_path: Path, name: str) -> None:
 def test_a_suite_that_no_check_reads_is_an_error(tmp_path: Path) -> None:
     write_suites(tmp_path, good_suites() | {"read-team": [redteam_row()]})
     (tmp_path / "README.md").write_text("words")
-    with pytest.raises(InputError, match=r"read-team\.jsonl: no check reads this suite; expected .*redteam\.jsonl"):
+    with pytest.raises(InputError, match=r"read-team\.jsonl: no check reads this suite; expected .*redteam, "):
         read_suites(tmp_path)
 
 

@@ -52,12 +52,22 @@ def test_every_text_of_every_item_is_compared() -> None:
         "fail_signals",
         "pass_signals",
     }
-    shown_to_a_model = set()
-    for name in Suites.model_fields:
-        for item in getattr(SHIPPED, name):
-            for value in item.model_dump(exclude=judging).values():
-                shown_to_a_model |= {value} if isinstance(value, str) else set(value)
+    shown_to_a_model = {
+        text
+        for name in Suites.model_fields
+        for item in getattr(SHIPPED, name)
+        for value in item.model_dump(exclude=judging).values()
+        for text in texts_in(value)
+    }
     assert {text.text for text in read_gate_texts(SHIPPED_SUITES)} == shown_to_a_model
+
+
+def texts_in(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in texts_in(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_in(inner)]
+    return [value] if isinstance(value, str) else []
 
 
 def refused(question: str) -> list[str]:

@@ -1,0 +1,81 @@
+"""The evidence of a gate run as a file: a header that says what was judged, then a row for every item.
+
+A file that lost a line, or gained one, is an IntegrityError: the header holds the number of rows and their hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from karma_electric.canonical import canonical_json, read_json_lines, write_json_lines
+from karma_electric.engines.protocol import EngineIdentity
+from karma_electric.errors import InputError, IntegrityError
+from karma_electric.gate.params import GateParams
+from karma_electric.gate.results import GateResult, judged
+from karma_electric.parameters import parse_parameters
+
+FORM = "karma-gate-evidence-1"
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFile:
+    """What an evidence file holds."""
+
+    identity: EngineIdentity
+    params: GateParams
+    prompts_sha256: dict[str, str]
+    rows: list[dict[str, Any]]
+
+
+def evidence_bytes(result: GateResult, params: GateParams, prompts_sha256: dict[str, str]) -> bytes:
+    """The file: canonical JSON lines."""
+    rows = [row.as_row() for row in result.evidence]
+    header = {
+        "form": FORM,
+        "judged": judged(result.engine),
+        "params": params.model_dump(mode="json"),
+        "prompts_sha256": prompts_sha256,
+        "rows": len(rows),
+        "rows_sha256": _rows_sha256(rows),
+    }
+    return write_json_lines([header, *rows])
+
+
+def read_evidence(path: Path) -> EvidenceFile:
+    """Raises InputError for a file of another kind, IntegrityError for one that is not whole."""
+    lines = read_json_lines(path)
+    try:
+        _, header = next(lines)
+    except StopIteration:
+        raise IntegrityError(f"{path}: holds nothing; run the gate again") from None
+    if header.get("form") != FORM:
+        raise InputError(f"{path}:1: form is {header.get('form')!r}, expected {FORM!r}; is this a gate's evidence?")
+    rows = [row for _, row in lines]
+    if len(rows) != header.get("rows") or _rows_sha256(rows) != header.get("rows_sha256"):
+        raise IntegrityError(
+            f"{path}: its {len(rows)} rows are not the {header.get('rows')} that were written; run the gate again"
+        )
+    try:
+        identity = _identity(header["judged"])
+        prompts = {name: str(header["prompts_sha256"][name]) for name in ("persona", "evaluator")}
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(f"{path}:1: does not say what was judged ({error}); run the gate again") from error
+    params = parse_parameters(header.get("params"), GateParams, where=f"{path}:1: params")
+    return EvidenceFile(identity, params, prompts, rows)
+
+
+def _identity(found: dict[str, Any]) -> EngineIdentity:
+    return EngineIdentity(
+        engine=found["engine"],
+        build=found["build"],
+        weights_sha256=found["weights_sha256"],
+        axis_sha256=None if found["axis_sha256"] == "none" else found["axis_sha256"],
+        claimed=found["claimed"] == "yes",
+    )
+
+
+def _rows_sha256(rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256("".join(canonical_json(row) + "\n" for row in rows).encode("utf-8")).hexdigest()
