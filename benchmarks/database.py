@@ -73,6 +73,7 @@ def run(*words: str | Path) -> tuple[float, int]:
     said = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
+    print(f"{words[0]}: {seconds:.2f} s", file=sys.stderr)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"karma db {' '.join(map(str, words))} ended with {process.returncode}: {said}")
