@@ -20,7 +20,8 @@ _OLD_COLUMNS = frozenset(
     ("id", "status", "source", "category", "conversations", "hermes_score", "hermes_evaluation", "rejection_reason",
      "template_flag", "added_at", "scored_at", "notes")
 )  # fmt: skip
-_LATER_COLUMNS = frozenset(("reasoning", "tier", "role", "content_sha256"))
+_COMPUTED_COLUMNS = frozenset(("content_sha256", "language"))  # of this system; they are computed anew
+_LATER_COLUMNS = frozenset(("reasoning", "tier", "role"))
 _TABLES = ("examples", "system_prompts", "exports", "history")
 
 
@@ -72,7 +73,7 @@ def _check_columns(connection: sqlite3.Connection, file: Path, tables: set[str])
     if "examples" not in tables:
         raise InputError(f"{file}: a database without the table examples; expected one of the old or this system")
     columns = {row["name"] for row in connection.execute("PRAGMA table_info(examples)")}
-    missing, unknown = _OLD_COLUMNS - columns, columns - _OLD_COLUMNS - _LATER_COLUMNS
+    missing, unknown = _OLD_COLUMNS - columns, columns - _OLD_COLUMNS - _LATER_COLUMNS - _COMPUTED_COLUMNS
     if missing:
         raise InputError(f"{file}: examples has no column {sorted(missing)[0]}; expected 12, 13 or 15 columns")
     if unknown:
@@ -91,7 +92,8 @@ def _examples(connection: sqlite3.Connection, file: Path, *, ours: bool) -> Iter
 
 
 def _parse_example(row: sqlite3.Row, where: str) -> dict[str, Any]:
-    given = {name: row[name] for name in row.keys() if row[name] is not None and name != "content_sha256"}  # noqa: SIM118
+    names = [name for name in row.keys() if name not in _COMPUTED_COLUMNS]  # noqa: SIM118
+    given = {name: row[name] for name in names if row[name] is not None}
     added_at = given.pop("added_at", None)
     for name in ("source", "category"):
         if not str(given.get(name, "x")).strip():

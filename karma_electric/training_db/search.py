@@ -42,8 +42,8 @@ class _Term:
     is_beginning: bool
 
     def as_fts(self) -> str:
-        """The term as a string of FTS5, in which nothing but a quote has a meaning."""
-        return '"' + self.text.replace('"', '""') + '"' + ("*" if self.is_beginning else "")
+        """The term as a string of FTS5, in which nothing but a quote has a meaning; a term never holds one."""
+        return f'"{self.text}"' + ("*" if self.is_beginning else "")
 
     def has_words(self) -> bool:
         return any(character.isalnum() for character in self.text)

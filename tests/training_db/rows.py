@@ -58,6 +58,13 @@ def whole(database: Path) -> Path:
 
 
 def stored(database: Path, table: str = "examples") -> list[dict[str, Any]]:
-    """Every row of a table, in the order of its first column."""
+    """Every row of a table, in the order of its first column; without `language`, which the database computes."""
     with open_to_read(database) as connection:
-        return [dict(found) for found in connection.execute(f"SELECT * FROM {table} ORDER BY 1")]
+        rows = [dict(found) for found in connection.execute(f"SELECT * FROM {table} ORDER BY 1")]
+    return [{name: value for name, value in found.items() if name != "language"} for found in rows]
+
+
+def language(database: Path, id_: str) -> str:
+    """The language that the database says a row is in."""
+    with open_to_read(database) as connection:
+        return str(connection.execute("SELECT language FROM examples WHERE id = ?", (id_,)).fetchone()[0])

@@ -106,6 +106,28 @@ def test_words_that_are_far_apart_are_no_rewording(gate: GateIndex) -> None:
     assert [hit.kind for hit in hits(gate, together)] == ["reworded"]
 
 
+def kinds(folder: Path, item: str, turn: str) -> list[str]:
+    index = GateIndex(read_gate_texts(write_rows(folder / "x.jsonl", [{"id": "x-001", "prompt": item}]).parent))
+    return [hit.kind for hit in hits(index, turn)]
+
+
+def test_runs_of_common_words_are_a_copy_where_there_are_too_few_telling_ones(tmp_path: Path) -> None:
+    """Half of the runs, and three telling words: too few for a rewording."""
+    text = "Which papers should a puppy come with when I sell it to her?"
+    assert kinds(tmp_path, text, "Which papers should a puppy come with when I sell one, and also what is it?") == [
+        "copied"
+    ]
+    assert kinds(tmp_path, text, "Which papers should a kitten come with, and what is it that I do after that?") == []
+
+
+def test_a_rewording_is_found_by_any_half_of_the_telling_words(tmp_path: Path) -> None:
+    """The index looks texts up by their longest words; one that keeps only the short ones is found all the same."""
+    text = "gravel harbour lantern mustard pigeons barn crow dusk fern goat"
+    assert kinds(tmp_path, text, "barn and crow and dusk and fern and goat") == ["reworded"]
+    assert kinds(tmp_path, text, "gravel and harbour and lantern and mustard and pigeons") == ["reworded"]
+    assert kinds(tmp_path, text, "barn and crow and dusk and fern") == []
+
+
 def test_what_only_judges_use_is_not_compared(gate: GateIndex) -> None:
     assert hits(gate, ITEM["fail_signals"][0]) == []
 

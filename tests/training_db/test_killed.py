@@ -147,7 +147,7 @@ def kill_at_random_points(name: str, times: int, prepared: Path, tmp_path: Path,
     after = state_of(done / target)
     assert before != after
     last = {way: total for way, (_, total) in totals.items()}
-    last["byte"] = largest_write(operation, prepared, tmp_path) - 1
+    last["byte"] = largest_write(operation, prepared, tmp_path) - 4096  # a log is no whole number of pages
     choose = random.Random(seed)
     for number in range(times):
         way = WAYS[number % len(WAYS)]

@@ -11,7 +11,7 @@ from karma_electric.training_db.language import language_of
 from karma_electric.training_db.statistics import Statistics, count_everything
 from karma_electric.training_db.store import open_to_read
 from tests.cli.running import ROOT
-from tests.training_db.rows import accepted, import_rows, row, stored
+from tests.training_db.rows import accepted, import_rows, language, row, stored
 
 CZECH = "Dobrý večer, přišel jsem se zeptat, kdy zítra otevíráte. Děkuji předem."
 
@@ -81,7 +81,7 @@ def conversation(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "language"),
+    ("text", "expected"),
     [
         (CZECH, "cs"),
         ("Dobry vecer, kdy zitra otevirate?", "en"),  # known: Czech without accents
@@ -91,8 +91,8 @@ def conversation(text: str) -> str:
         ("Добрый вечер", "en"),
     ],
 )
-def test_the_language_of_a_row(text: str, language: str) -> None:
-    assert language_of(conversation(text)) == language
+def test_the_language_of_a_row(text: str, expected: str) -> None:
+    assert language_of(conversation(text)) == expected
 
 
 @settings(max_examples=15)
@@ -102,16 +102,16 @@ def test_the_database_tells_the_same_language(text: str, tmp_path_factory: pytes
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     import_rows(database, [row("a", conversations=turns)])
     (found,) = stored(database)
-    assert found["language"] == language_of(found["conversations"])
+    assert language(database, "a") == language_of(found["conversations"])
 
 
 def test_the_language_follows_a_change(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": CZECH}, {"role": "assistant", "content": CZECH}]
     import_rows(tmp_path / "t.db", [row("a")])
     import_rows(tmp_path / "t.db", [row("a", conversations=turns)], on_conflict="replace")
-    assert stored(tmp_path / "t.db")[0]["language"] == "cs"
+    assert language(tmp_path / "t.db", "a") == "cs"
     import_rows(tmp_path / "t.db", [row("a")], on_conflict="replace")
-    assert stored(tmp_path / "t.db")[0]["language"] == "en"
+    assert language(tmp_path / "t.db", "a") == "en"
 
 
 def test_the_shipped_rows_of_both_languages() -> None:
