@@ -42,7 +42,7 @@ COMMANDS = sorted(commands_of(get_command(app)))
 
 
 def test_the_commands_that_the_documents_name_are_there() -> None:
-    assert {("check",), ("hash",), ("lock",), ("db", "import"), ("db", "stats")} <= set(COMMANDS)
+    assert {("check",), ("hash",), ("lock",), ("db", "import"), ("db", "stats"), ("chat",), ("serve",)} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
