@@ -20,7 +20,7 @@ from karma_electric.capping.formula import Cap
 from karma_electric.capping.llama_cpp import FORCING_TAU, CapCallback, check_fit
 from karma_electric.conversation import Message
 from karma_electric.engines.chat_template import ChatTemplate
-from karma_electric.engines.llama_cpp_binding import BUILD
+from karma_electric.engines.llama_cpp_binding import build_name
 from karma_electric.engines.llama_cpp_context import BATCH_TOKENS, CacheType, LlamaCppContext
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 from karma_electric.engines.option_scores import score_options
@@ -73,7 +73,7 @@ class LlamaCppEngine:
     @property
     def identity(self) -> EngineIdentity:
         """What answers."""
-        return EngineIdentity("llama.cpp", BUILD, self._model.sha256, self._axis_sha256)
+        return EngineIdentity("llama.cpp", build_name(), self._model.sha256, self._axis_sha256)
 
     @property
     def vocab_size(self) -> int:
