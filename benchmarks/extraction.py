@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -81,7 +82,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def run_one(arguments: argparse.Namespace) -> None:
     """One way: the axis into a file, and what it cost."""
     torch.set_num_threads(arguments.threads)
-    loaded = load_model(arguments.model)
+    loaded = load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
     contrast = sample(read_contrast_prompts(arguments.prompts / "axis-contrast.jsonl"), arguments.samples, 42)
     systems = [read_prompt(arguments.prompts / "persona.txt")]
     systems += [prompt.text for prompt in read_generic_prompts(arguments.prompts / "generic.jsonl")]
@@ -92,7 +93,7 @@ def run_one(arguments: argparse.Namespace) -> None:
     else:
         params = AxisParams(
             source="prompts", samples=arguments.samples, seed=42, max_prompt_tokens=512, answer_tokens=1,
-            batch_size=arguments.batch,
+            batch_size=arguments.batch, position="last-prompt-token", second_language_share=0, effect_sizes=False,
         )  # fmt: skip
         axis, _ = measure_contrast(loaded, contrast, systems, params, lambda _line: None)
     record = {

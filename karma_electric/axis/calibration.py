@@ -82,7 +82,7 @@ def calibrate(
     measured = read_axis(axis)
     found = read_projections(projections, axis, measured.n_layers)
     prompts = _check_prompts(axis, measured, persona_prompt, generic_prompts)
-    layers = capping_layers(params, measured.n_layers)
+    layers = capping_layers(params, measured.n_layers, measured.effect_sizes)
     taus = choose_taus(params, layers, fit_tokens(params, found))
     held_out = {str(kind): found[kind, "held-out"] for kind in KINDS}
     held_out[ALL] = _together(list(held_out.values()))

@@ -2,12 +2,12 @@
 
 The axis of layer i is mean(generic) - mean(persona) over the contrast prompts: the output of decoder block i (0-based)
 at the last token of the chat prompt, the persona's system prompt against generic ones. It points AWAY from the persona.
-After The Assistant Axis (arXiv 2601.10387), which averages over answer tokens instead.
+After The Assistant Axis (arXiv 2601.10387), which averages over answer tokens instead: `axis.position: answer-mean`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from karma_electric.axis.effect_sizes import effect_sizes
 from karma_electric.axis.measurements import (
     AnswerProjections,
     AxisMeasurement,
@@ -33,10 +34,15 @@ from karma_electric.axis.prompts import (
     read_contrast_prompts,
     read_first_user_turns,
     read_generic_prompts,
-    sample,
+    sample_by_language,
     texts_sha256,
 )
-from karma_electric.axis.states import answer_projections, greedy_answers, last_token_states
+from karma_electric.axis.states import (
+    answer_mean_states,
+    answer_projections,
+    greedy_answers,
+    last_token_states,
+)
 from karma_electric.canonical import rounded
 from karma_electric.capping.formula import unit
 from karma_electric.errors import InputError
@@ -44,6 +50,8 @@ from karma_electric.prompts import read_prompt
 
 Report = Callable[[str], None]
 
+# The only way there was before there was a choice.
+_FIRST_CHOICES = {"position": "last-prompt-token", "second_language_share": 0.0, "effect_sizes": False}
 _PROGRESS_STEP = 64  # sequences between two reports
 
 
@@ -108,22 +116,23 @@ def extract_axis(
         render(loaded, prompts.persona, prompt.text, most_tokens=params.max_prompt_tokens, where=prompt.where)
         for prompt in prompts.calibration
     ]
-    axis, standard_error = measure_contrast(
-        loaded, prompts.contrast, [prompts.persona, *(prompt.text for prompt in prompts.generic)], params, tell
-    )
+    systems = [prompts.persona, *(prompt.text for prompt in prompts.generic)]
+    persona, differences = contrast_states(loaded, prompts.contrast, systems, params, tell)
+    axis, standard_error = axis_with_error(differences)
+    sizes = effect_sizes(persona, differences) if params.effect_sizes else None
     identity = {
         "model": loaded.name,
         "model_sha256": loaded.sha256,
         "model_type": loaded.model_type,
         "n_samples": len(prompts.contrast),
-        "params": params.model_dump(),
+        "params": recorded(params),
         "prompts": prompts.sha256s(),
     }
     projections, counts = _measure_answers(loaded, questions, prompts.calibration, axis, params, tell)
-    write_axis(output_axis, AxisMeasurement(axis, standard_error, identity))
+    write_axis(output_axis, AxisMeasurement(axis, standard_error, identity, sizes))
     facts = {"model_sha256": loaded.sha256, "calibration_prompts": prompts.calibration_sha256()}
     write_projections(output_projections, projections, output_axis, facts)
-    return {"layers": _plot_rows(axis, standard_error), "n_samples": len(prompts.contrast), **counts}
+    return {"layers": _plot_rows(axis, standard_error, sizes), "n_samples": len(prompts.contrast), **counts}
 
 
 def measure_contrast(
@@ -134,6 +143,20 @@ def measure_contrast(
     tell: Report,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The axis (n_layers, hidden_size) and its standard error (n_layers,); systems[0] is the persona."""
+    return axis_with_error(contrast_states(loaded, contrast, systems, params, tell)[1])
+
+
+def contrast_states(
+    loaded: LoadedModel,
+    contrast: Sequence[Prompt],
+    systems: Sequence[str],
+    params: AxisParams,
+    tell: Report,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each prompt the persona's states, and the mean of the generic ones minus these.
+
+    Both (prompts, n_layers, hidden_size); systems[0] is the persona.
+    """
     sequences = [
         render(loaded, system, prompt.text, most_tokens=params.max_prompt_tokens, where=prompt.where)
         for prompt in contrast
@@ -143,13 +166,40 @@ def measure_contrast(
     # Per prompt: mean of the generic conditions minus persona.
     differences = np.zeros((len(contrast), loaded.n_layers, loaded.hidden_size), np.float64)
     weights = np.array([-1.0, *[1.0 / (n_conditions - 1)] * (n_conditions - 1)])
-    states = last_token_states(loaded, sequences, params.batch_size)
+    persona = np.zeros_like(differences)
+    states = _states(loaded, sequences, [prompt for prompt in contrast for _ in systems], params)
     for done, (index, state) in enumerate(states, start=1):
         prompt, condition = divmod(index, n_conditions)
         differences[prompt] += weights[condition] * state.astype(np.float64)
+        if condition == 0:
+            persona[prompt] = state
         if done % _PROGRESS_STEP == 0 or done == len(sequences):
             tell(f"contrast prompts: {done} of {len(sequences)}")
-    return axis_with_error(differences)
+    return persona, differences
+
+
+def _states(
+    loaded: LoadedModel, sequences: Sequence[Sequence[int]], prompts: Sequence[Prompt], params: AxisParams
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(index, states (n_layers, hidden_size)) of each sequence, where `params.position` says."""
+    if params.position == "last-prompt-token":
+        yield from last_token_states(loaded, sequences, params.batch_size)
+        return
+    answers = greedy_answers(loaded, sequences, most_tokens=params.answer_tokens, batch_size=params.batch_size)
+    for answer, prompt in zip(answers, prompts, strict=True):
+        if not answer:
+            raise InputError(
+                f"{prompt.where}: the model ends its answer at once, so it has no mean; remove the prompt, or set "
+                "axis.position: last-prompt-token"
+            )
+    yield from answer_mean_states(loaded, sequences, answers, params.batch_size)
+
+
+def recorded(params: AxisParams) -> dict[str, Any]:
+    """The parameters for the record. A choice that came later is named where it is not the first one, so that an axis
+    that has not changed keeps its bytes."""
+    first = _FIRST_CHOICES
+    return {name: value for name, value in params.model_dump().items() if name not in first or value != first[name]}
 
 
 def axis_with_error(differences: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -188,7 +238,7 @@ def _read_prompts(
     return _Prompts(
         persona=persona,
         generic=generic,
-        contrast=sample(candidates, params.samples, params.seed),
+        contrast=sample_by_language(candidates, params.samples, params.seed, params.second_language_share),
         calibration=read_calibration_prompts(calibration_prompts),
     )
 
@@ -251,9 +301,15 @@ def _gather(answers: Sequence[NDArray[np.float32]]) -> AnswerProjections:
     return AnswerProjections(np.concatenate(answers), owners, len(answers))
 
 
-def _plot_rows(axis: NDArray[np.float32], standard_error: NDArray[np.float32]) -> list[Mapping[str, float]]:
+def _plot_rows(
+    axis: NDArray[np.float32], standard_error: NDArray[np.float32], sizes: NDArray[np.float32] | None
+) -> list[dict[str, float]]:
     norms = np.linalg.norm(axis.astype(np.float64), axis=1)
-    return [
+    rows = [
         {"layer": layer, "norm": rounded(float(norm)), "standard_error": rounded(float(error))}
         for layer, (norm, error) in enumerate(zip(norms, standard_error, strict=True))
     ]
+    for row, found in zip(rows, [] if sizes is None else sizes.tolist(), strict=sizes is not None):
+        names = ("effect_size", "effect_size_low", "effect_size_high")
+        row |= dict(zip(names, map(rounded, found), strict=True))
+    return rows

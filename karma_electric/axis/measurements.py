@@ -1,6 +1,7 @@
 """The two files that measuring a model leaves behind: the axis, and the projections of answers on it.
 
-axis.safetensors: `axis` F32 (n_layers, hidden_size), generic minus persona; `standard_error` F32 (n_layers,).
+axis.safetensors: `axis` F32 (n_layers, hidden_size), generic minus persona; `standard_error` F32 (n_layers,); where the
+recipe asks for them, `effect_sizes` F32 (n_layers, 3).
 projections.safetensors, for each kind and split: `<kind>.<split>` F32 (tokens, n_layers), the projections <h, v> of the
 generated tokens in activation units; `<kind>.<split>.answer` I32 (tokens,), the answer that each token is from.
 Both carry one metadata key `karma`, canonical JSON, that says what they were made from.
@@ -34,6 +35,7 @@ class AxisMeasurement:
     axis: NDArray[np.float32]  # (n_layers, hidden_size), generic minus persona
     standard_error: NDArray[np.float32]  # (n_layers,) of the mean projection of that difference
     identity: Mapping[str, Any]
+    effect_sizes: NDArray[np.float32] | None = None  # (n_layers, 3): Cohen's d, low and high end of its interval
 
     @property
     def n_layers(self) -> int:
@@ -58,18 +60,23 @@ def write_axis(path: Path, measured: AxisMeasurement) -> None:
         "axis": torch.from_numpy(measured.axis),
         "standard_error": torch.from_numpy(measured.standard_error),
     }
+    if measured.effect_sizes is not None:
+        tensors["effect_sizes"] = torch.from_numpy(measured.effect_sizes)
     save_safetensors(path, tensors, karma_metadata(dict(measured.identity)))
 
 
 def read_axis(path: Path) -> AxisMeasurement:
     """Read and check axis.safetensors. Raises IntegrityError naming the fault."""
-    file = _open(path, {"axis": ("F32", 2), "standard_error": ("F32", 1)})
+    file = _open(path, {"axis": ("F32", 2), "standard_error": ("F32", 1)}, optional={"effect_sizes": ("F32", 2)})
     axis, standard_error = _load(file, "axis"), _load(file, "standard_error")
     if len(axis) != len(standard_error) or not axis.size:
         raise IntegrityError(
             f"{path}: axis of shape {axis.shape}, {len(standard_error)} standard errors; extract again"
         )
-    return AxisMeasurement(axis, standard_error, _identity(file))
+    sizes = _load(file, "effect_sizes") if "effect_sizes" in file.tensors else None
+    if sizes is not None and sizes.shape != (len(axis), 3):
+        raise IntegrityError(f"{path}: effect_sizes of shape {sizes.shape}, expected ({len(axis)}, 3); extract again")
+    return AxisMeasurement(axis, standard_error, _identity(file), sizes)
 
 
 def write_projections(path: Path, projections: Projections, axis: Path, identity: Mapping[str, Any]) -> None:
@@ -114,12 +121,15 @@ def _one_set(file: SafetensorsFile, name: str, n_answers: object, n_layers: int)
     return AnswerProjections(values, answers, n_answers)
 
 
-def _open(path: Path, expected: Mapping[str, tuple[str, int]]) -> SafetensorsFile:
+def _open(
+    path: Path, expected: Mapping[str, tuple[str, int]], optional: Mapping[str, tuple[str, int]] | None = None
+) -> SafetensorsFile:
     """The file, after names, types and numbers of dimensions were found as expected."""
     if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes; expected what the stage extract-axis writes")
     file = open_safetensors(path)
     found = {name: (entry.dtype, len(entry.shape)) for name, entry in file.tensors.items()}
+    expected = {**expected, **{name: form for name, form in (optional or {}).items() if name in found}}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
             raise IntegrityError(

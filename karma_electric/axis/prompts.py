@@ -17,6 +17,7 @@ Split = Literal["fit", "held-out"]
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+ENGLISH = "en"
 LEAST_CHARACTERS, MOST_CHARACTERS = 20, 2000  # of a training row's first user turn, both exclusive
 
 
@@ -27,6 +28,7 @@ class Prompt:
     id: str
     text: str
     where: str  # file and line, for errors
+    language: str = ENGLISH
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,10 @@ class CalibrationPrompt:
 
 
 def read_contrast_prompts(path: Path) -> list[Prompt]:
-    """Rows `{"id","prompt"}`. Raises InputError for a row of another form, a repeated id, or a repeated prompt."""
-    return [Prompt(row["id"], row["prompt"], where) for where, row in _read_rows(path, ("id", "prompt"))]
+    """Rows `{"id","prompt"}`, with a `language` where it is not English. Raises InputError for a row of another form, a
+    repeated id, or a repeated prompt."""
+    rows = _read_rows(path, ("id", "prompt"), optional=("language",))
+    return [Prompt(row["id"], row["prompt"], where, row.get("language", ENGLISH)) for where, row in rows]
 
 
 def read_generic_prompts(path: Path) -> list[Prompt]:
@@ -92,19 +96,42 @@ def sample(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.text in chosen]
 
 
+def sample_by_language(prompts: Sequence[Prompt], count: int, seed: int, share: float) -> list[Prompt]:
+    """`sample`, with `share` of the `count` in other languages than English; 0 takes English prompts only.
+
+    Raises InputError where there are not enough in other languages, or none in English.
+    """
+    english = [prompt for prompt in prompts if prompt.language == ENGLISH]
+    others = [prompt for prompt in prompts if prompt.language != ENGLISH]
+    wanted = round(min(count, len(prompts)) * share)
+    if not english or len(others) < wanted:
+        raise InputError(
+            f"axis.second_language_share {share:g} takes {wanted} prompts that are not English, there are "
+            f"{len(others)}, and {len(english)} in English; add rows with a `language`, or lower the share"
+        )
+    chosen = {prompt.text for prompt in sample(english, count - wanted, seed) + sample(others, wanted, seed)}
+    return [prompt for prompt in prompts if prompt.text in chosen]
+
+
 def texts_sha256(texts: Iterable[str]) -> str:
     """The hash of prompts as they were used, in order."""
     return hashlib.sha256(canonical_json(list(texts)).encode("utf-8")).hexdigest()
 
 
 def _read_rows(
-    path: Path, keys: tuple[str, ...], *, allow_empty: bool = False, allowed: dict[str, tuple[str, ...]] | None = None
+    path: Path,
+    keys: tuple[str, ...],
+    *,
+    optional: tuple[str, ...] = (),
+    allow_empty: bool = False,
+    allowed: dict[str, tuple[str, ...]] | None = None,
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (file and line, row)."""
     seen: dict[tuple[str, str], int] = {}
     for number, row in read_json_lines(path):
         where = f"{path}:{number}"
-        _check_row(row, keys, where, allow_empty=allow_empty)
+        present = (*keys, *(key for key in optional if key in row))
+        _check_row(row, present, where, allow_empty=allow_empty)
         for key, values in (allowed or {}).items():
             if row[key] not in values:
                 raise InputError(f"{where}: {key} is {row[key]!r}, expected one of {', '.join(values)}")

@@ -81,6 +81,28 @@ def answer_projections(
     return found
 
 
+def answer_mean_states(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (index, states (n_layers, hidden_size)) for each prompt: the mean over its answer's tokens, none empty.
+
+    The state of a token is the one at the position that holds it, as in `answer_projections`.
+    """
+    sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    for batch in batches(loaded, sequences, batch_size):
+        lengths = torch.tensor([len(answers[index]) for index in batch.indices], device=loaded.device)
+        width = int(lengths.max())
+        held = torch.arange(width, device=loaded.device)[None, :] >= width - lengths[:, None]  # (batch, width)
+        weights = held.double() / lengths[:, None]
+
+        def mean(_layer: int, hidden: Tensor, width: int = width, weights: Tensor = weights) -> Tensor:
+            return torch.einsum("bwh,bw->bh", hidden[:, -width:].double(), weights).float().cpu()
+
+        states = torch.stack(_run(loaded, batch, mean), dim=1).numpy()
+        _refuse_non_finite(states)
+        yield from zip(batch.indices, states, strict=True)
+
+
 def _answer(loaded: LoadedModel, batch: Batch, most_tokens: int) -> list[list[int]]:
     """Greedy decoding of one batch; a row that has ended is carried along and ignored."""
     from transformers import DynamicCache

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from karma_electric.axis.effect_sizes import best_window
 from karma_electric.axis.measurements import AnswerProjections, Projections
 from karma_electric.axis.params import AcapParams
 from karma_electric.axis.prompts import KINDS
@@ -45,9 +46,13 @@ def default_layers(n_layers: int) -> tuple[int, int]:
     return first, last
 
 
-def capping_layers(params: AcapParams, n_layers: int) -> tuple[int, ...]:
-    """The blocks to cap, in order."""
+def capping_layers(params: AcapParams, n_layers: int, sizes: NDArray[np.float32] | None = None) -> tuple[int, ...]:
+    """The blocks to cap, in order. `sizes` are those of `effect_sizes`, for the choice by them."""
     first, last = params.layers or default_layers(n_layers)
+    if params.layer_choice == "effect-size":
+        if sizes is None:
+            raise InputError("acap.layer_choice is effect-size, but none was measured; set axis.effect_sizes: true")
+        first, last = best_window(sizes, last - first + 1)
     if last >= n_layers:
         raise InputError(
             f"acap.layers: found [{first}, {last}], the model has the layers 0 to {n_layers - 1}; "

@@ -87,6 +87,46 @@ def conform(
         raise IntegrityError(f"{model}: the cap does not conform in {failed}")
 
 
+@app.command("sweep")
+def sweep(
+    model: Annotated[Path, typer.Argument(help="The folder of the model that the axis was measured on.")],
+    output: Annotated[Path, typer.Option(help="The CSV; the plot gets the same name with .svg.")] = Path("sweep.csv"),
+    axis: Annotated[Path, typer.Option(help="Of the stage extract-axis.")] = Path("models/axis/axis.safetensors"),
+    projections: Annotated[Path, typer.Option(help="Of the same stage.")] = Path("models/axis/projections.safetensors"),
+    prompts: Annotated[Path, typer.Option(help="The folder of the prompt files.")] = Path("data/prompts"),
+    params: Annotated[Path, typer.Option(help="The recipe, for the layers.")] = Path("params.yaml"),
+    percentile: Annotated[list[float] | None, typer.Option(help="Of the persona's tokens; may be repeated.")] = None,
+    k_sigma: Annotated[list[float] | None, typer.Option(help="tau = mean - k std; may be repeated.")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="May be repeated.")] = None,
+) -> None:
+    """Try thresholds and alphas: firing rate, change on neutral text, drift that is left; as CSV and plot.
+
+    Example: karma axis sweep models/merged --percentile 75 --alpha 1
+    """
+    from karma_electric.axis.params import AcapParams
+    from karma_electric.axis.sweep import sweep as run
+    from karma_electric.axis.sweep import sweep_csv
+    from karma_electric.parameters import read_section
+
+    rules = [("percentile", value) for value in percentile or ([] if k_sigma else [25, 50, 75, 90])]
+    rules += [("mean_k_sigma", value) for value in k_sigma or ([] if percentile else [1.0])]
+    rows = run(
+        model,
+        axis,
+        projections,
+        persona_prompt=prompts / "persona.txt",
+        generic_prompts=prompts / "generic.jsonl",
+        calibration_prompts=prompts / "axis-calibration.jsonl",
+        rules=rules,
+        alphas=alpha or [0.5, 1.0],
+        output_csv=output,
+        output_plot=output.with_suffix(".svg"),
+        params=read_section(params, "acap", AcapParams),
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    print(sweep_csv(rows), end="")
+
+
 def _print(found: AxisDescription) -> None:
     print(f"{found.path}  sha256 {found.sha256[:12]}…  hidden size {found.hidden_size}  alpha {found.alpha:g}")
     for name, value in found.identity.items():

@@ -21,7 +21,7 @@ from karma_electric.capping.llama_cpp import FORCING_TAU, CapCallback, check_fit
 from karma_electric.conversation import Message
 from karma_electric.engines.answer import GrowingAnswer, Utf8Decoder
 from karma_electric.engines.chat_template import ChatTemplate
-from karma_electric.engines.llama_cpp_binding import BUILD
+from karma_electric.engines.llama_cpp_binding import build_name
 from karma_electric.engines.llama_cpp_context import LlamaCppContext
 from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, CacheType, LlamaCppDecoder
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
@@ -77,7 +77,7 @@ class LlamaCppEngine:
     @property
     def identity(self) -> EngineIdentity:
         """What answers."""
-        return EngineIdentity("llama.cpp", BUILD, self._model.sha256, self._axis_sha256)
+        return EngineIdentity("llama.cpp", build_name(), self._model.sha256, self._axis_sha256)
 
     @property
     def arithmetic(self) -> str:

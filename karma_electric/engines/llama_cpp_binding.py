@@ -20,6 +20,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c
 from pathlib import Path
 from typing import Any
 
+from karma_electric.engines import llama_cpp_python
 from karma_electric.errors import SetupError
 
 DISTRIBUTION = "xllamacpp"
@@ -229,25 +230,61 @@ _UNSET_MODEL_POINTERS = ("devices", "tensor_buft_overrides", "tensor_split", "pr
 _UNSET_CONTEXT_POINTERS = ("cb_eval", "cb_eval_user_data", "abort_callback", "samplers", "ctx_other")
 
 
+# Of any build: where llama-cpp-python declares the structs, its libraries must read them so.
+_LASTING_DEFAULTS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "type_k": GGML_TYPE_F16}
+_REPLACED_STRUCTS: dict[type[ctypes.Structure], str] = {
+    ModelParams: "llama_model_params",
+    ContextParams: "llama_context_params",
+}
+
+
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The checked library, loaded once a process; its log goes to `logging` at DEBUG."""
-    check_version(installed_version())
-    library = open_library(find_shared_object())
-    check_defaults(library.llama_model_default_params(), _MODEL_DEFAULTS, _UNSET_MODEL_POINTERS)
-    check_defaults(library.llama_context_default_params(), _CONTEXT_DEFAULTS, _UNSET_CONTEXT_POINTERS)
+    """The checked library, loaded once a process; its log goes to `logging` at DEBUG.
+
+    That of the pinned xllamacpp; where it is not installed, that of an installed llama-cpp-python.
+    """
+    if uses_llama_cpp_python():
+        with _short_spinning():
+            library: ctypes.CDLL = llama_cpp_python.load(_PROTOTYPES, _REPLACED_STRUCTS)
+        llama_cpp_python.check_batch(Batch)
+        check_defaults(library.llama_context_default_params(), _LASTING_DEFAULTS, ())
+    else:
+        check_version(installed_version())
+        library = open_library(find_shared_object())
+        check_defaults(library.llama_model_default_params(), _MODEL_DEFAULTS, _UNSET_MODEL_POINTERS)
+        check_defaults(library.llama_context_default_params(), _CONTEXT_DEFAULTS, _UNSET_CONTEXT_POINTERS)
     check_tensor_layout(library)
     library.llama_log_set(_log_callback, None)
     library.llama_backend_init()
     return library
 
 
+def uses_llama_cpp_python() -> bool:
+    """Whether llama-cpp-python stands in for the pinned package."""
+    return _version_of(DISTRIBUTION) is None and _version_of(llama_cpp_python.DISTRIBUTION) is not None
+
+
+def build_name() -> str:
+    """What computes, for the record: llama.cpp's build, or the package that carries one."""
+    if uses_llama_cpp_python():
+        return f"{llama_cpp_python.DISTRIBUTION} {_version_of(llama_cpp_python.DISTRIBUTION)}"
+    return BUILD
+
+
+def _version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def installed_version() -> str:
     """The version of the installed distribution."""
-    try:
-        return importlib.metadata.version(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise SetupError(f"{DISTRIBUTION} is not installed; run: {_INSTALL}") from error
+    version = _version_of(DISTRIBUTION)
+    if version is None:
+        raise SetupError(f"{DISTRIBUTION} is not installed; run: {_INSTALL}")
+    return version
 
 
 def check_version(found: str) -> None:

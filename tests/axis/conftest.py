@@ -9,8 +9,20 @@ import pytest
 from karma_electric.axis.params import AcapParams, AxisParams
 from tests.axis.prompt_files import PromptFiles, write_prompt_files
 
-AXIS = AxisParams(source="prompts", samples=60, seed=1, max_prompt_tokens=256, answer_tokens=12, batch_size=5)
-ACAP = AcapParams(rule="percentile", percentile=75, k_sigma=1, threshold=None, alpha=1, layers=(1, 3))
+AXIS = AxisParams(
+    source="prompts",
+    samples=60,
+    seed=1,
+    max_prompt_tokens=256,
+    answer_tokens=12,
+    batch_size=5,
+    position="last-prompt-token",
+    second_language_share=0,
+    effect_sizes=False,
+)
+ACAP = AcapParams(
+    rule="percentile", percentile=75, k_sigma=1, threshold=None, alpha=1, layers=(1, 3), layer_choice="depth"
+)
 
 
 @dataclass(frozen=True)

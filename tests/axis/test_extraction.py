@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from karma_electric.axis.extraction import axis_with_error, extract_axis, measure_contrast
+from karma_electric.axis.extraction import axis_with_error, extract_axis, measure_contrast, recorded
 from karma_electric.axis.measurements import read_axis, read_projections
 from karma_electric.axis.model import load_model, render
 from karma_electric.axis.prompts import read_contrast_prompts, read_generic_prompts
@@ -74,7 +74,7 @@ def test_what_is_written_says_what_it_is_from(tiny_llama: Path, measured: Measur
     assert identity["model_sha256"] == sha256_file(tiny_llama / "manifest.json")
     assert identity["model_type"] == "llama"
     assert identity["n_samples"] == len(CONTRAST)
-    assert identity["params"] == AXIS.model_dump()
+    assert identity["params"] == recorded(AXIS)
     assert set(identity["prompts"]) == {"persona", "generic", "contrast"}
     assert list(open_safetensors(measured.axis).metadata) == ["karma"]
     projections = read_projections(measured.projections, measured.axis, 4)
