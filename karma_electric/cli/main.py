@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import build, chat, db, gate, serve
+from karma_electric.cli import build, chat, db, gate, redteam, rl_sim, score, serve
 from karma_electric.errors import KarmaError
 
 app = typer.Typer(
@@ -19,6 +19,9 @@ app = typer.Typer(
 build.register(app)
 chat.register(app)
 serve.register(app)
+score.register(app)
+redteam.register(app)
+rl_sim.register(app)
 app.add_typer(db.app, name="db")
 app.add_typer(gate.app, name="gate")
 
