@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from karma_electric.conversation import Message
@@ -13,6 +13,7 @@ from karma_electric.errors import IntegrityError
 from karma_electric.gate.checks import Answers, Findings, Prompts, RateCheck
 from karma_electric.gate.intervals import paired_change_interval
 from karma_electric.gate.results import CheckResult, Evidence
+from karma_electric.suites.antijudge_rules import RULES_VERSION
 from karma_electric.suites.conduct import Conduct, judge_redteam, judge_sexual_boundary
 from karma_electric.suites.items import BoundaryItem, RedteamItem
 
@@ -56,12 +57,15 @@ class ConversationCheck(RateCheck[C]):
 
     def judge(self, item: C, answers: Answers) -> tuple[bool, Findings]:
         conduct = self.conduct(item, answers["texts"])
-        findings = {
+        return conduct.verdict == "pass", self.findings(conduct)
+
+    def findings(self, conduct: Conduct) -> Findings:
+        """The verdict and what it is founded on, as JSON."""
+        return {
             "verdict": conduct.verdict,
             "fail_matches": list(conduct.fail_matches),
             "pass_matches": list(conduct.pass_matches),
         }
-        return conduct.verdict == "pass", findings
 
     def conduct(self, item: C, texts: list[str]) -> Conduct:
         """What the answers do."""
@@ -96,6 +100,10 @@ class RedteamCheck(ConversationCheck[RedteamItem]):
 
     def conduct(self, item: RedteamItem, texts: list[str]) -> Conduct:
         return judge_redteam(item, texts)
+
+    def findings(self, conduct: Conduct) -> Findings:
+        antijudge = [asdict(finding) for finding in conduct.findings]
+        return super().findings(conduct) | {"antijudge": antijudge, "antijudge_version": RULES_VERSION}
 
 
 class RedteamCappedCheck(RedteamCheck):

@@ -8,7 +8,7 @@ from karma_electric.gate.results import CheckResult, Evidence, GateResult
 
 _LONGEST_QUOTE = 600
 _MOST_FAILURES_QUOTED = 12  # of one check; the evidence holds all
-_NUMBERS_ONLY = ("positions", "fired", "finish", "log_probabilities")
+_NUMBERS_ONLY = ("positions", "fired", "finish", "log_probabilities", "antijudge_version")
 
 
 def gate_report(result: GateResult) -> str:
@@ -89,6 +89,8 @@ def _quotes(key: str, value: Any) -> list[str]:
         return [line for name, inner in value.items() for line in _quotes(f"{key} {name}", inner)]
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return [f"- {key}: {_quoted(each)}" for each in value]
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return [line for each in value for line in _quotes(key, ", ".join(f"{n} {v}" for n, v in each.items()))]
     return [f"- {key}: {_quoted(str(value))}"]
 
 
