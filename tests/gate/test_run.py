@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,13 @@ from karma_electric.canonical import readable_json
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.run import changed_findings, check_same_verdict, replay_gate, run_gate
-from karma_electric.gguf_files.quantize import make_gguf
 from karma_electric.integrity import sha256_file
 from karma_electric.suites.items import read_suites
+from tests.gate.conftest import Judged, write_axis
 from tests.gate.test_planted_failures import CHECKS, PARAMS
 from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES, good_suites, write_suites
 
 PROMPTS = REPOSITORY / "data" / "prompts"
-HIDDEN_SIZE = 256  # of the tiny Llama
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The two files that a gate judges."""
-
-    model: Path
-    axis: Path
-
-
-@pytest.fixture(scope="module")
-def judged(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Judged:
-    folder = tmp_path_factory.mktemp("judged")
-    model, axis = folder / "tiny-v0-Q8_0.gguf", folder / "bodhisattva_axis_v0.gguf"
-    make_gguf(tiny_llama, model, gguf_type="Q8_0", name="tiny-v0", threads=1)
-    directions = np.random.default_rng(0).normal(size=(2, HIDDEN_SIZE)).astype(np.float32)
-    write_axis_gguf(
-        axis,
-        {2: directions[0], 3: directions[1]},
-        {2: 0.0, 3: 0.0},
-        alpha=1.0,
-        model_type="llama",
-        identity={"model": "tiny"},
-    )
-    return Judged(model, axis)
 
 
 @pytest.fixture(autouse=True)
@@ -128,17 +101,9 @@ def test_a_run_from_kept_answers_asks_nothing_and_writes_the_same_bytes(judged: 
 
 
 def test_another_axis_asks_only_the_capped_questions_again(judged: Judged, tmp_path: Path) -> None:
-    store, axis = tmp_path / "answers.db", tmp_path / "axis.gguf"
+    store = tmp_path / "answers.db"
     run(judged, tmp_path / "first", store=store)
-    directions = np.random.default_rng(0).normal(size=(2, HIDDEN_SIZE)).astype(np.float32)
-    write_axis_gguf(
-        axis,
-        {2: directions[0], 3: directions[1]},
-        {2: 0.5, 3: 0.5},
-        alpha=1.0,
-        model_type="llama",
-        identity={"model": "tiny"},
-    )
+    axis = write_axis(tmp_path / "axis.gguf", 0.5)
     lines: list[str] = []
     run(Judged(judged.model, axis), tmp_path / "second", store=store, lines=lines)
     turns = sum(len(item.turns) for item in read_suites(SHIPPED_SUITES).subset(1).redteam)
