@@ -2,10 +2,10 @@
 
     python benchmarks/capping.py models/gguf/karma-electric-135m-v8-Q8_0.gguf
 
-Directions are random and every ceiling is 0, so that about half of the positions are changed. The three contexts take
-turns, and a row is the median over the turns; `kept` is the median of each turn's capped speed over its uncapped one.
-Speeds are real tokens for each second of CPU time of this process, because wall time on a shared machine measures the
-others; with one thread the two are the same on an idle one. The load average stands in the result.
+Directions are random and every ceiling is 0, so that about half of the positions are changed. The three contexts decode
+the same batches one after the other, in changing order, and of each batch the least time over the turns counts: other
+work on the machine only adds. Speeds are real tokens for each second of CPU time of this process; with one thread that
+is wall time on an idle machine. The load average stands in the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from karma_electric.capping.llama_cpp_runner import LlamaCppRunner, Token
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 
 BATCH_TOKENS = 64
-PREFILL_TOKENS = 256  # of all sequences together
+PREFILL_TOKENS = 128  # of all sequences together
 DECODE_STEPS = 24
 LEAST_KEPT = 0.92  # of the uncapped speed, with 7 layers
 
@@ -39,7 +38,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
@@ -66,24 +65,31 @@ def main() -> None:
 
 def measure(model: LlamaCppModel, *, batch: int, turns: int, threads: int) -> list[dict[str, Any]]:
     """Rows for one batch size: phase, layers, tokens a CPU second, share kept."""
-    layer_counts = (0, 7, model.blocks - 1)
-    speeds: dict[tuple[str, int], list[float]] = {}
+    layer_counts = [0, 7, model.blocks - 1]
+    phases = batches_of(batch)
+    least = {
+        (phase, count): np.full(len(batches), np.inf) for phase, batches in phases.items() for count in layer_counts
+    }
     with contextlib.ExitStack() as stack:
         runners = {count: stack.enter_context(make_runner(model, count, batch, threads)) for count in layer_counts}
         for turn in range(turns + 1):  # the first warms up
-            for count in layer_counts if turn % 2 else reversed(layer_counts):
-                for phase, speed in zip(("prefill", "decode"), time_once(runners[count], batch), strict=True):
-                    if turn:
-                        speeds.setdefault((phase, count), []).append(speed)
+            for runner in runners.values():
+                runner.forget()
+            for phase, batches in phases.items():
+                for place, tokens in enumerate(batches):
+                    for count in np.roll(layer_counts, turn + place).tolist():
+                        seconds = timed(runners[count], tokens)
+                        if turn:
+                            least[phase, count][place] = min(least[phase, count][place], seconds)
     return [
         {
             "batch": batch,
             "phase": phase,
             "layers": count,
-            "tokens_per_cpu_second": round(statistics.median(speeds[phase, count]), 1),
-            "kept": round(statistics.median(np.divide(speeds[phase, count], speeds[phase, 0]).tolist()), 4),
+            "tokens_per_cpu_second": round(sum(map(len, batches)) / float(least[phase, count].sum()), 1),
+            "kept": round(float(least[phase, 0].sum() / least[phase, count].sum()), 4),
         }
-        for phase in ("prefill", "decode")
+        for phase, batches in phases.items()
         for count in layer_counts
     ]
 
@@ -109,24 +115,21 @@ def make_callback(model: LlamaCppModel, layers: int) -> CapCallback:
     return CapCallback(model.library, cap, hidden_size=model.hidden_size, blocks=model.blocks, max_rows=BATCH_TOKENS)
 
 
-def time_once(runner: LlamaCppRunner, batch: int) -> tuple[float, float]:
-    """Tokens a CPU second of (prefill, decode)."""
-    runner.forget()
+def batches_of(batch: int) -> dict[str, list[list[Token]]]:
+    """What is decoded: a prompt for each of `batch` sequences, then one token of each at a time."""
     length = PREFILL_TOKENS // batch
     prompt = [Token(17 + (7 * position) % 1000, position, row) for position in range(length) for row in range(batch)]
-    steps = [[Token(31 + row, length + step, row) for row in range(batch)] for step in range(DECODE_STEPS)]
-    return (
-        timed(runner, [prompt[at : at + BATCH_TOKENS] for at in range(0, len(prompt), BATCH_TOKENS)]),
-        timed(runner, steps),
-    )
+    return {
+        "prefill": [prompt[at : at + BATCH_TOKENS] for at in range(0, len(prompt), BATCH_TOKENS)],
+        "decode": [[Token(31 + row, length + step, row) for row in range(batch)] for step in range(DECODE_STEPS)],
+    }
 
 
-def timed(runner: LlamaCppRunner, batches: Sequence[Sequence[Token]]) -> float:
-    """Tokens a CPU second."""
+def timed(runner: LlamaCppRunner, tokens: Sequence[Token]) -> float:
+    """CPU seconds of one decode."""
     start = time.process_time()
-    for tokens in batches:
-        runner.decode(tokens)
-    return sum(map(len, batches)) / (time.process_time() - start)
+    runner.decode(tokens)
+    return time.process_time() - start
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
