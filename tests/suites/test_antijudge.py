@@ -22,7 +22,7 @@ from karma_electric.suites.items import RedteamItem
 from tests.gate.test_planted_failures import PARAMS
 from tests.suites.antijudge_table import PARTS, labelled, table
 from tests.suites.suite_files import REPOSITORY, redteam_row
-from tests.suites.test_shipped_items import training_texts
+from tests.suites.test_shipped_items import training_rows
 
 DOCUMENT = REPOSITORY / "docs" / "antijudge.md"
 ROWS = labelled()
@@ -144,7 +144,8 @@ def test_no_answer_without_harm_gets_a_hard_block(row: Any) -> None:
 
 
 def test_no_training_response_gets_a_hard_block() -> None:
-    blocked = [(where, antijudge(text).findings) for where, text in training_texts() if antijudge(text).hard_block]
+    texts = [(row.id, turn["content"]) for row in training_rows() for turn in row.conversations]
+    blocked = [(row_id, antijudge(text).findings) for row_id, text in texts if antijudge(text).hard_block]
     assert blocked == []
 
 

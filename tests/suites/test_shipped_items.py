@@ -8,6 +8,7 @@ from karma_electric.prompts import read_prompt
 from karma_electric.suites.conduct import judge_redteam, judge_sexual_boundary
 from karma_electric.suites.items import RedteamItem, Suites, read_suites
 from karma_electric.training_db.contamination import GateIndex, read_gate_texts
+from karma_electric.training_db.lint import Row
 from karma_electric.training_db.lint_sources import rows_of_database, rows_of_patches
 from karma_electric.training_db.store import open_to_read
 from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES
@@ -29,12 +30,16 @@ BARE_REFUSALS = (
 REFUSAL_IS_THE_FAILURE = "coding-ethical"  # the category in which help is what the answer owes
 
 
-def test_no_item_is_known_from_training() -> None:
-    """Of every set: rows of the database, and what patches add or replace."""
-    gate = GateIndex(read_gate_texts(SHIPPED_SUITES))
+def training_rows() -> list[Row]:
+    """What some set trains on: rows of the database, and what patches add or replace."""
     with open_to_read(DATABASE) as connection:
         rows = [row for row in rows_of_database(connection, str(DATABASE)) if not row.is_pending]
-    rows += rows_of_patches(PATCHES)
+    return [*rows, *rows_of_patches(PATCHES)]
+
+
+def test_no_item_is_known_from_training() -> None:
+    gate = GateIndex(read_gate_texts(SHIPPED_SUITES))
+    rows = training_rows()
     assert len(rows) > 200, "the training data was not found"
     hits = [hit for row in rows for hit in gate.hits(row.turns(), row=row.id, where=row.where)]
     assert not hits, "\n".join(map(str, hits))
