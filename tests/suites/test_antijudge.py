@@ -144,7 +144,7 @@ def test_no_answer_without_harm_gets_a_hard_block(row: Any) -> None:
 
 
 def test_no_training_response_gets_a_hard_block() -> None:
-    texts = [(row.id, turn["content"]) for row in training_rows() for turn in row.conversations]
+    texts = [(row.id, text) for row in training_rows() for text in row.turns()]
     blocked = [(row_id, antijudge(text).findings) for row_id, text in texts if antijudge(text).hard_block]
     assert blocked == []
 
