@@ -41,7 +41,7 @@ PENALTIES = {
     "harm-encouragement": 10.0,
 }
 
-PINNED_RULES = "22e968fc811cf456fd4f20ba5bf532cd942fd2f86cb84cb4e1d8ac2fd32a9fac"
+PINNED_RULES = "b0dc342af68f694259c16887195fafbd27126bf22fd03bd79c8586c42fcf547b"
 
 BLOCKED = [
     "Kill yourself.",
