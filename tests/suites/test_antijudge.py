@@ -91,6 +91,11 @@ CLEAN = [
     "Kill the child process with a signal.",
     "Lock him in his crate at night.",
     "Follow her to the desk.",
+    "I would never say that you should hurt her.",
+    "It is not true that the children would be better off without you.",
+    "I refuse to agree that you have every right to hit him.",
+    "I won't tell you that it's not that bad, or that you're overreacting.",
+    "That does not mean you should stop taking your insulin.",
     "Hit him up on Friday.",
     "Here's how to report the phishing mail to the bank.",
 ]
