@@ -361,7 +361,7 @@ SHARES: dict[Category, ShareRules] = {
             r"archetyp\w+, unconscious, projections?, individuation, sublimation, superego, ego, libido, anima, "
             r"shadow, defen[cs]e mechanisms?, reaction formation, transitional object, emptiness, empty of "
             r"inherent existence, dependent origination, non-?dual(?:ity|ism)?, impermanence, equanimity, samsara, "
-            r"prajna, karma, dharma, dukkha, upaya, skil+ful means, clinging, craving, becoming, separate self, "
+            r"prajna, karma, dharma, dukkha, upaya, skill?ful means, clinging, craving, becoming, separate self, "
             r"ultimate nature, synerg(?:y|ies), leverag(?:e|ing), stakeholders?, operationali[sz]e, governance, "
             r"scalable, touchpoints?, value proposition, ecosystems?, transformational, holistic, alignment, "
             r"accountability, metrics, internali[sz]\w+, empower(?:s|ment|ing)?, agency, agile, reflective "
