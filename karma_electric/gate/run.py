@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.axis.files import load_axis
+from karma_electric.axis.loading import load_cap
 from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.errors import IntegrityError
 from karma_electric.gate.answer_store import open_answer_store
@@ -47,12 +47,12 @@ def run_gate(
     """Judge a GGUF file and its axis. Writes one evidence row for every item, and the report for people.
 
     The items are read and checked first. Whatever keeps an item from being judged ends the run with an error; answers
-    given so far are in `store`, where the next run finds them.
+    given so far are in `store`, where the next run finds them. An axis that was made from other weights is an error.
     """
     items = read_suites(suites)
     prompts = Prompts(persona=read_prompt(persona_prompt), evaluator=read_prompt(evaluator_prompt))
-    loaded = load_axis(axis)
-    with LlamaCppEngine(model, cap=loaded.cap(), axis_sha256=loaded.sha256) as engine:
+    loaded = load_cap(axis, model)
+    with LlamaCppEngine(model, cap=loaded.cap, axis_sha256=loaded.sha256) as engine:
         if store is None:
             result = judge(engine, items, prompts=prompts, params=params, report=report)
         else:

@@ -131,7 +131,7 @@ def test_a_missing_suite_is_said_before_the_model_is_looked_at(tmp_path: Path) -
 
 def test_a_missing_axis_is_said_before_the_model_is_loaded(judged: Judged, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no-axis\.gguf"):
-        run(Judged(tmp_path / "no-model.gguf", tmp_path / "no-axis.gguf"), tmp_path)
+        run(Judged(judged.model, tmp_path / "no-axis.gguf"), tmp_path)
 
 
 def test_an_axis_of_another_model_is_an_error_and_leaves_no_files(judged: Judged, tmp_path: Path) -> None:
