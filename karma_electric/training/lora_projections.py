@@ -7,7 +7,6 @@ not needed, so what is kept for the backward pass is the input of the LoRA and i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,41 +16,46 @@ from torch import Tensor, nn
 ADAPTER = "default"
 
 
-@dataclass(frozen=True, slots=True)
 class Projection:
-    """A linear layer of `n_rows` outputs: a frozen base, and a LoRA (a: (r, K), b: (n_rows, r)) or none."""
+    """A linear layer of `n_rows` outputs: a frozen base, and a LoRA (a: (r, K), b: (n_rows, r)) or none.
 
-    base: nn.Module
-    n_rows: int
-    n_columns: int
-    a: nn.Parameter | None
-    b: nn.Parameter | None
-    scale: float
-    dropout: float
+    Weights are looked up at each use: a wrapper that shards a model puts others in their place.
+    """
 
-    @classmethod
-    def of(cls, module: Any) -> Projection:
-        """The projection that `module` is: peft's LoRA layer, or a linear layer without one."""
-        base = getattr(module, "base_layer", module)
-        if getattr(base, "bias", None) is not None:
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._base = getattr(module, "base_layer", module)
+        if getattr(self._base, "bias", None) is not None:
             raise RuntimeError("a linear layer with a bias is not what a Llama block holds")
-        if base is module:
-            return cls(base, base.out_features, base.in_features, None, None, 0.0, 0.0)
-        dropout = module.lora_dropout[ADAPTER]
-        return cls(
-            base,
-            base.out_features,
-            base.in_features,
-            module.lora_A[ADAPTER].weight,
-            module.lora_B[ADAPTER].weight,
-            float(module.scaling[ADAPTER]),
-            float(dropout.p) if isinstance(dropout, nn.Dropout) else 0.0,
-        )
+        self.has_lora = self._base is not module
+        self.n_rows: int = self._base.out_features
+        self.n_columns: int = self._base.in_features
+        self.scale = float(module.scaling[ADAPTER]) if self.has_lora else 0.0
+        dropout = module.lora_dropout[ADAPTER] if self.has_lora else None
+        self.dropout = float(dropout.p) if isinstance(dropout, nn.Dropout) else 0.0
+
+    @property
+    def a(self) -> Tensor:
+        """(r, K)."""
+        weight: Tensor = self._module.lora_A[ADAPTER].weight
+        return weight
+
+    @property
+    def b(self) -> Tensor:
+        """(n_rows, r)."""
+        weight: Tensor = self._module.lora_B[ADAPTER].weight
+        return weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base's weight is."""
+        device: torch.device = self._base.weight.device
+        return device
 
     def dense(self, out: Tensor) -> None:
         """Write the base's weight, (n_rows, n_columns), into `out`."""
-        weight: Any = self.base.weight
-        state = getattr(weight, "quant_state", None)
+        weight = self._base.weight
+        state = getattr(weight, "quant_state", None) or getattr(self._base, "quant_state", None)
         if state is None:
             out.copy_(weight)
         elif weight.is_cuda and out.dtype == state.dtype:
@@ -61,37 +65,31 @@ class Projection:
 
 
 class Projections:
-    """Projections of one input, (T, K) -> (T, rows of all of them); dropout on that input is one for all.
+    """Projections of one input, (T, K) -> (T, rows of all of them); dropout on that input is one for all."""
 
-    With `keep_dense` the dequantised weights stay in memory: the numbers are the same.
-    """
-
-    def __init__(self, modules: Sequence[Any], dtype: torch.dtype, *, keep_dense: bool) -> None:
-        self.parts = [Projection.of(module) for module in modules]
+    def __init__(self, modules: Sequence[Any], dtype: torch.dtype) -> None:
+        self.parts = [Projection(module) for module in modules]
         self.n_rows = sum(part.n_rows for part in self.parts)
         self.n_columns = self.parts[0].n_columns
         self.dropout = max(part.dropout for part in self.parts)
         self.dtype = dtype
-        self._keep_dense = keep_dense
-        self._dense: Tensor | None = None
 
     def parameters(self) -> list[Tensor]:
         """Every LoRA's a and b, in the order in which `backward` returns gradients."""
-        return [weight for part in self.parts if part.a is not None and part.b is not None for weight in (part.a, part.b)]
+        return [weight for part in self.parts if part.has_lora for weight in (part.a, part.b)]
 
     def dense(self) -> Tensor:
         """The frozen weights, (n_rows, K), in the type of the computation."""
-        if self._dense is not None:
-            return self._dense
         weight = torch.empty(
-            self.n_rows, self.n_columns, dtype=self.dtype, device=self.parts[0].base.weight.device  # type: ignore[arg-type]
+            self.n_rows,
+            self.n_columns,
+            dtype=self.dtype,
+            device=self.parts[0].device,  # type: ignore[arg-type]
         )
         start = 0
         for part in self.parts:
             part.dense(weight[start : start + part.n_rows])
             start += part.n_rows
-        if self._keep_dense:
-            self._dense = weight
         return weight
 
     def forward(self, x: Tensor, lora_x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -103,7 +101,7 @@ class Projections:
         products: list[Tensor] = []
         start = 0
         for part in self.parts:
-            if part.a is not None and part.b is not None:
+            if part.has_lora:
                 product = lora_x @ part.a.to(self.dtype).T
                 out[:, start : start + part.n_rows].addmm_(product, part.b.to(self.dtype).T, alpha=part.scale)
                 products.append(product)
@@ -112,25 +110,25 @@ class Projections:
 
     def forward_products(self, lora_x: Tensor) -> list[Tensor]:
         """The products alone."""
-        return [lora_x @ part.a.to(self.dtype).T for part in self.parts if part.a is not None]
+        return [lora_x @ part.a.to(self.dtype).T for part in self.parts if part.has_lora]
 
     def backward(
-        self, d_out: Tensor, lora_x: Tensor, products: Sequence[Tensor], *, needs_dx: bool
+        self, d_outs: Sequence[Tensor], lora_x: Tensor, products: Sequence[Tensor], *, needs_dx: bool
     ) -> tuple[Tensor | None, Tensor | None, list[Tensor]]:
-        """Gradients at x, at lora_x (None where it is x: then both are in the first), and at the parameters."""
-        dx = d_out @ self.dense() if needs_dx else None
+        """Gradients at x, at lora_x (None where it is x: then both are in the first), and at the parameters.
+
+        `d_outs`: the gradient at each projection's output, (T, its rows).
+        """
+        dx = self._frozen_backward(d_outs) if needs_dx else None
         d_lora: Tensor | None = None
         gradients: list[Tensor] = []
         waiting = iter(products)
-        start = 0
-        for part in self.parts:
-            rows = slice(start, start + part.n_rows)
-            start += part.n_rows
-            if part.a is None or part.b is None:
+        for part, d_out in zip(self.parts, d_outs, strict=True):
+            if not part.has_lora:
                 continue
-            d_product = (d_out[:, rows] @ part.b.to(self.dtype)).mul_(part.scale)  # (T, r)
+            d_product = (d_out @ part.b.to(self.dtype)).mul_(part.scale)  # (T, r)
             gradients.append((d_product.T @ lora_x).to(part.a.dtype))
-            gradients.append((d_out[:, rows].T @ next(waiting)).mul_(part.scale).to(part.b.dtype))
+            gradients.append((d_out.T @ next(waiting)).mul_(part.scale).to(part.b.dtype))
             if dx is None:
                 continue
             if not self.dropout:
@@ -140,3 +138,10 @@ class Projections:
             else:
                 d_lora.addmm_(d_product, part.a.to(self.dtype))
         return dx, d_lora, gradients
+
+    def _frozen_backward(self, d_outs: Sequence[Tensor]) -> Tensor:
+        weights = self.dense().split([part.n_rows for part in self.parts])
+        dx = d_outs[0] @ weights[0]
+        for d_out, weight in zip(d_outs[1:], weights[1:], strict=True):
+            dx.addmm_(d_out, weight)
+        return dx

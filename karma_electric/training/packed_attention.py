@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,7 @@ except ImportError:  # torch before 2.10
     varlen_attn = None  # type: ignore[assignment]
 
 
-def packed_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, borders: Tensor, lengths: Sequence[int]
-) -> Tensor:
+def packed_attention(queries: Tensor, keys: Tensor, values: Tensor, borders: Tensor, lengths: Sequence[int]) -> Tensor:
     """(T, heads, head_dim) from queries of that shape, and keys and values of (T, kv heads, head_dim).
 
     borders: (sequences + 1,) int32, where each sequence begins and the last one ends; lengths: the same as numbers. On
@@ -27,7 +26,14 @@ def packed_attention(
     if varlen_attn is not None and queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
         longest = max(lengths)
         out: Tensor = varlen_attn(
-            queries, keys, values, borders, borders, longest, longest, **_causal_arguments(queries, keys)
+            queries,
+            keys,
+            values,
+            borders,
+            borders,
+            longest,
+            longest,
+            **_causal_arguments(queries.shape[1] != keys.shape[1]),
         )
         return out
     group = queries.shape[1] // keys.shape[1]
@@ -45,10 +51,9 @@ def _one_sequence(queries: Tensor, keys: Tensor, values: Tensor, group: int) -> 
     return out[0].transpose(0, 1)
 
 
-def _causal_arguments(queries: Tensor, keys: Tensor) -> dict[str, Any]:
+@functools.cache
+def _causal_arguments(is_grouped: bool) -> dict[str, Any]:
     """How this version of torch is told: causal, and fewer heads of keys than of queries."""
     known = inspect.signature(varlen_attn).parameters
     arguments: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    if "enable_gqa" in known:
-        arguments["enable_gqa"] = queries.shape[1] != keys.shape[1]
-    return arguments
+    return arguments | ({"enable_gqa": is_grouped} if "enable_gqa" in known else {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +24,24 @@ from karma_electric.training.lora_projections import Projections
 from karma_electric.training.packed_attention import packed_attention
 from karma_electric.training.packing import PackedRow
 
-HEAD_ROWS = 1024  # positions whose logits are in memory at once
+DROPOUT_PLACES = 4  # in a block: in front of qkv, output, gate and up, down
+
+# Positions whose logits are in memory at once. A CPU's allocator gives larger blocks back each time.
+HEAD_ROWS = {"cpu": 256, "cuda": 2048}
 
 
 @dataclass(slots=True)
 class _Pass:
-    """What all blocks share in one pass over a row. cos, sin: (T, head_dim / 2) float32."""
+    """What all blocks share in one pass over a row.
+
+    cos, sin: (T, head_dim) float32. dropout_rows: (places, T) int32; dropout_columns: (K,) int32 by K.
+    """
 
     row: PackedRow
     cos: Tensor
     sin: Tensor
+    dropout_rows: Tensor
+    dropout_columns: Mapping[int, Tensor]
     recomputing: bool = field(default=False)  # then a block's output is not needed, only what it keeps
 
     @contextlib.contextmanager
@@ -50,7 +58,7 @@ class _AttentionInput(Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, block: _Block, shared: _Pass, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, lora_x, rstd = block.norm(block.attention_norm, h, block.qkv, shared.row, 0)
+        x, lora_x, rstd = block.norm(block.attention_norm, h, block.qkv, shared, 0)
         qkv, products = block.qkv.forward(x, lora_x)
         ctx.block, ctx.shared = block, shared
         ctx.save_for_backward(h, rstd, *products)
@@ -60,12 +68,13 @@ class _AttentionInput(Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         block, shared = ctx.block, ctx.shared
         h, rstd, *products = ctx.saved_tensors
-        d_qkv = elementwise.rotate_heads_backward(dq, dk, dv, shared.cos, shared.sin)
-        lora_x = block.renorm(block.attention_norm, h, rstd, block.qkv, shared.row, 0)
-        dx, d_lora, gradients = block.qkv.backward(d_qkv, lora_x, products, needs_dx=ctx.needs_input_grad[0])
-        dh = None if dx is None else block.norm_backward(
-            block.attention_norm, dx, d_lora, h, rstd, block.qkv, shared.row, 0
-        )
+        dq, dk = elementwise.rotate_back(dq, dk, shared.cos, shared.sin)
+        lora_x = block.renorm(block.attention_norm, h, rstd, block.qkv, shared, 0)
+        needed = ctx.needs_input_grad[0]
+        dx, d_lora, gradients = block.qkv.backward([dq, dk, dv.flatten(1)], lora_x, products, needs_dx=needed)
+        dh = None
+        if dx is not None:
+            dh = block.norm_backward(block.attention_norm, dx, d_lora, h, rstd, block.qkv, shared, 0)
         return dh, None, None, *gradients
 
 
@@ -74,7 +83,7 @@ class _AttentionOutput(Function):
 
     @staticmethod
     def forward(ctx: Any, attended: Tensor, h: Tensor, block: _Block, shared: _Pass, *_: Tensor) -> Tensor:
-        lora_x = block.drop(attended, block.output, shared.row, 1)
+        lora_x = block.drop(attended, block.output, shared, 1)
         out, products = block.output.forward(attended, lora_x, residual=h)
         ctx.block, ctx.shared = block, shared
         ctx.save_for_backward(attended, *products)
@@ -82,12 +91,12 @@ class _AttentionOutput(Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        block, row = ctx.block, ctx.shared.row
+        block, shared = ctx.block, ctx.shared
         attended, *products = ctx.saved_tensors
-        lora_x = block.drop(attended, block.output, row, 1)
-        dx, d_lora, gradients = block.output.backward(d_out, lora_x, products, needs_dx=True)
+        lora_x = block.drop(attended, block.output, shared, 1)
+        dx, d_lora, gradients = block.output.backward([d_out], lora_x, products, needs_dx=True)
         if d_lora is not None:
-            dx = elementwise.add_dropped(dx, d_lora, row.dropout_keys, block.salts[1], block.output.dropout)
+            dx = elementwise.add_dropped(dx, d_lora, *block.dropout(block.output, shared, 1))
         return dx, d_out, None, None, *gradients
 
 
@@ -96,10 +105,10 @@ class _FeedForward(Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, block: _Block, shared: _Pass, *_: Tensor) -> Tensor:
-        x, lora_x, rstd = block.norm(block.feed_forward_norm, h, block.gate_up, shared.row, 2)
+        x, lora_x, rstd = block.norm(block.feed_forward_norm, h, block.gate_up, shared, 2)
         gate_up, products = block.gate_up.forward(x, lora_x)
         del x, lora_x
-        product, lora_product = block.product(gate_up, shared.row)
+        product, lora_product = block.product(gate_up, shared)
         if shared.recomputing:
             out, down_products = torch.empty_like(h), block.down.forward_products(lora_product)
         else:
@@ -110,34 +119,38 @@ class _FeedForward(Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        block, row = ctx.block, ctx.shared.row
+        block, shared = ctx.block, ctx.shared
         h, rstd, gate_up, *products = ctx.saved_tensors
-        d_gate_up, down_gradients = block.product_backward(d_out, gate_up, products[: ctx.n_down], row)
-        lora_x = block.renorm(block.feed_forward_norm, h, rstd, block.gate_up, row, 2)
-        dx, d_lora, gradients = block.gate_up.backward(d_gate_up, lora_x, products[ctx.n_down :], needs_dx=True)
-        del d_gate_up, lora_x
-        dh = block.norm_backward(block.feed_forward_norm, dx, d_lora, h, rstd, block.gate_up, row, 2)
+        d_gates, down_gradients = block.product_backward(d_out, gate_up, products[: ctx.n_down], shared)
+        lora_x = block.renorm(block.feed_forward_norm, h, rstd, block.gate_up, shared, 2)
+        dx, d_lora, gradients = block.gate_up.backward(d_gates, lora_x, products[ctx.n_down :], needs_dx=True)
+        del d_gates, lora_x
+        dh = block.norm_backward(block.feed_forward_norm, dx, d_lora, h, rstd, block.gate_up, shared, 2)
         return dh.add_(d_out), None, None, *gradients, *down_gradients
 
 
 class _Block:
-    """A decoder layer's projections, and the steps between them. Places of dropout: 0 qkv, 1 output, 2 gate and up, 3 down."""
+    """A decoder layer's projections, and the steps between them."""
 
-    def __init__(self, layer: Any, number: int, dtype: torch.dtype, *, keep_dense: bool) -> None:
+    def __init__(self, layer: Any, number: int, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
 
         def projections(*modules: Any) -> Projections:
-            return Projections(modules, dtype, keep_dense=keep_dense)
+            return Projections(modules, dtype)
 
         self.attention_norm, self.feed_forward_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = projections(attention.q_proj, attention.k_proj, attention.v_proj)
         self.output = projections(attention.o_proj)
         self.gate_up = projections(mlp.gate_proj, mlp.up_proj)
         self.down = projections(mlp.down_proj)
+        self.projections = (self.qkv, self.output, self.gate_up, self.down)
         self.n_heads = attention.config.num_attention_heads
         self.n_kv_heads = attention.config.num_key_value_heads
-        salts = [(number * 4 + place) * 0x61C88647 % 2**31 for place in range(4)]
-        self.salts = torch.tensor(salts, dtype=torch.int32, device=self.attention_norm.weight.device)
+        self.first_place = number * DROPOUT_PLACES
+
+    def dropout(self, to: Projections, shared: _Pass, place: int) -> tuple[Tensor, Tensor, float]:
+        """What the elementwise functions take for the dropout in front of `to`."""
+        return shared.dropout_rows[self.first_place + place], shared.dropout_columns[to.n_columns], to.dropout
 
     def forward(self, h: Tensor, shared: _Pass) -> Tensor:
         """(T, D) -> (T, D)."""
@@ -147,22 +160,18 @@ class _Block:
         out: Tensor = _FeedForward.apply(middle, self, shared, *self.gate_up.parameters(), *self.down.parameters())
         return out
 
-    def norm(self, norm: Any, h: Tensor, to: Projections, row: PackedRow, place: int) -> tuple[Tensor, Tensor, Tensor]:
+    def norm(self, norm: Any, h: Tensor, to: Projections, shared: _Pass, place: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised, the same with the dropout of `to`, and 1 / root mean square."""
         epsilon = norm.variance_epsilon
         if to.dropout:
-            return elementwise.rms_norm_dropped(
-                h, norm.weight, epsilon, row.dropout_keys, self.salts[place], to.dropout
-            )
+            return elementwise.rms_norm_dropped(h, norm.weight, epsilon, *self.dropout(to, shared, place))
         x, rstd = elementwise.rms_norm(h, norm.weight, epsilon)
         return x, x, rstd
 
-    def renorm(self, norm: Any, h: Tensor, rstd: Tensor, to: Projections, row: PackedRow, place: int) -> Tensor:
+    def renorm(self, norm: Any, h: Tensor, rstd: Tensor, to: Projections, shared: _Pass, place: int) -> Tensor:
         """The second value of `norm` once more."""
         if to.dropout:
-            return elementwise.renormalise_dropped(
-                h, norm.weight, rstd, row.dropout_keys, self.salts[place], to.dropout
-            )
+            return elementwise.renormalise_dropped(h, norm.weight, rstd, *self.dropout(to, shared, place))
         return elementwise.renormalise(h, norm.weight, rstd)
 
     def norm_backward(
@@ -173,41 +182,37 @@ class _Block:
         h: Tensor,
         rstd: Tensor,
         to: Projections,
-        row: PackedRow,
+        shared: _Pass,
         place: int,
     ) -> Tensor:
         """The gradient at h."""
         if d_lora is None:
             return elementwise.rms_norm_backward(dx, h, norm.weight, rstd)
-        return elementwise.rms_norm_backward_dropped(
-            dx, d_lora, h, norm.weight, rstd, row.dropout_keys, self.salts[place], to.dropout
-        )
+        return elementwise.rms_norm_backward_dropped(dx, d_lora, h, norm.weight, rstd, *self.dropout(to, shared, place))
 
-    def drop(self, x: Tensor, to: Projections, row: PackedRow, place: int) -> Tensor:
+    def drop(self, x: Tensor, to: Projections, shared: _Pass, place: int) -> Tensor:
         """x with the dropout of `to`."""
-        return elementwise.dropped(x, row.dropout_keys, self.salts[place], to.dropout) if to.dropout else x
+        return elementwise.dropped(x, *self.dropout(to, shared, place)) if to.dropout else x
 
-    def product(self, gate_up: Tensor, row: PackedRow) -> tuple[Tensor, Tensor]:
+    def product(self, gate_up: Tensor, shared: _Pass) -> tuple[Tensor, Tensor]:
         """silu(gate) x up, and the same with dropout."""
         if self.down.dropout:
-            return elementwise.swiglu_dropped(gate_up, row.dropout_keys, self.salts[3], self.down.dropout)
+            return elementwise.swiglu_dropped(gate_up, *self.dropout(self.down, shared, 3))
         product = elementwise.swiglu(gate_up)
         return product, product
 
     def product_backward(
-        self, d_out: Tensor, gate_up: Tensor, products: list[Tensor], row: PackedRow
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The gradient at gates and ups, and those of down's LoRA."""
-        _, lora_product = self.product(gate_up, row)
-        d_product, d_lora, gradients = self.down.backward(d_out, lora_product, products, needs_dx=True)
+        self, d_out: Tensor, gate_up: Tensor, products: list[Tensor], shared: _Pass
+    ) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+        """The gradients at gates and ups, and those of down's LoRA."""
+        _, lora_product = self.product(gate_up, shared)
+        d_product, d_lora, gradients = self.down.backward([d_out], lora_product, products, needs_dx=True)
         del lora_product
         assert d_product is not None  # noqa: S101  it was asked for
         if d_lora is None:
             return elementwise.swiglu_backward(d_product, gate_up), gradients
         return (
-            elementwise.swiglu_backward_dropped(
-                d_product, d_lora, gate_up, row.dropout_keys, self.salts[3], self.down.dropout
-            ),
+            elementwise.swiglu_backward_dropped(d_product, d_lora, gate_up, *self.dropout(self.down, shared, 3)),
             gradients,
         )
 
@@ -238,8 +243,9 @@ class _HeadLoss(Function):
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
-        for start in range(0, len(hidden), HEAD_ROWS):
-            rows = slice(start, start + HEAD_ROWS)
+        step = HEAD_ROWS[hidden.device.type]
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
             logits = hidden[rows] @ head.T
             losses, d_logits = elementwise.cross_entropy_with_gradient(logits, targets[rows])
             total += losses.sum()
@@ -256,30 +262,41 @@ class _HeadLoss(Function):
 class PackedLlama:
     """How a peft model on a Llama computes the loss of a packed row.
 
-    `recomputed_share` of the blocks, evenly spread, keep only their input and compute the rest again. With `keep_dense`
-    the dequantised weights stay in memory. Raises InputError for an architecture that is not Llama's.
+    `recomputed_share` of the blocks, evenly spread, keep only their input and compute the rest again. Raises InputError
+    for an architecture that is not Llama's.
     """
 
-    def __init__(
-        self, causal: Any, dtype: torch.dtype, *, recomputed_share: float = 0.0, keep_dense: bool = False
-    ) -> None:
+    def __init__(self, causal: Any, dtype: torch.dtype, *, recomputed_share: float = 0.0) -> None:
         config = causal.config
         if config.model_type != "llama" or config.hidden_act != "silu":
             raise InputError(f"base: the architecture is {config.model_type}, training expects a Llama; use one")
         self.model, self.head, self.dtype = causal.model, causal.lm_head, dtype
-        self.blocks = [
-            _Block(layer, number, dtype, keep_dense=keep_dense) for number, layer in enumerate(causal.model.layers)
-        ]
+        self.blocks = [_Block(layer, number, dtype) for number, layer in enumerate(causal.model.layers)]
+        widths = {to.n_columns for block in self.blocks for to in block.projections}
+        device = causal.model.norm.weight.device
+        self.dropout_columns = {width: elementwise.dropout_columns(width, device) for width in widths}
         self.recomputed = recomputed_blocks(len(self.blocks), recomputed_share)
         for block, layer in zip(self.blocks, causal.model.layers, strict=True):
             layer.forward = types.MethodType(_block_forward, block)
+
+    def flops_per_token(self, learned_share: float) -> float:
+        """Floating-point operations of a token, forward and backward, with nothing computed twice; no attention.
+
+        A frozen weight costs 4: 2 forward, 2 for the gradient at its input. A trained one costs 6. The head is asked
+        for the learned tokens alone.
+        """
+        frozen = sum(to.n_rows * to.n_columns for block in self.blocks for to in block.projections)
+        trained = sum(weight.numel() for block in self.blocks for to in block.projections for weight in to.parameters())
+        return 4 * frozen + 6 * trained + 4 * learned_share * self.head.weight.numel()
 
     def hidden(self, row: PackedRow) -> Tensor:
         """(T, D): the hidden states after the last block."""
         h = self.model.embed_tokens(row.input_ids).to(self.dtype)
         cos, sin = self.model.rotary_emb(h[:0].float(), row.position_ids[None])
-        half = cos.shape[-1] // 2
-        shared = _Pass(row, cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+        cos, sin = cos[0], sin[0]
+        sin[:, : sin.shape[1] // 2].neg_()
+        rows = elementwise.dropout_rows(row.dropout_keys, DROPOUT_PLACES * len(self.blocks))
+        shared = _Pass(row, cos, sin, rows, self.dropout_columns)
         for number, layer in enumerate(self.model.layers):
             if number in self.recomputed:
                 h = checkpoint(
@@ -298,13 +315,14 @@ class PackedLlama:
         """The sum of the losses, in nats, of the tokens that are learned; () float32."""
         with torch.autocast(row.input_ids.device.type, enabled=False):
             h = self.hidden(row).index_select(0, row.learned)
-            total: Tensor = _HeadLoss.apply(_FinalNorm.apply(h, self.model.norm), self.head.weight, row.targets)
+            x = _FinalNorm.apply(h, self.model.norm)
+            total: Tensor = _HeadLoss.apply(x, self.head.weight.to(self.dtype), row.targets)
         return total
 
     def logits(self, row: PackedRow) -> Tensor:
         """(T, V): the logits of every position, for tests and comparisons."""
         with torch.autocast(row.input_ids.device.type, enabled=False):
-            logits: Tensor = _FinalNorm.apply(self.hidden(row), self.model.norm) @ self.head.weight.T
+            logits: Tensor = _FinalNorm.apply(self.hidden(row), self.model.norm) @ self.head.weight.to(self.dtype).T
         return logits
 
 

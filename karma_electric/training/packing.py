@@ -7,8 +7,8 @@ in memory at once, not what is learned. The order of the sequences follows from 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,6 @@ class PackedRow:
         return PackedRow(lengths=self.lengths, **moved)
 
 
-
 @dataclass(frozen=True, slots=True)
 class PackedStep:
     """The rows of one step that one process computes; the counts are of the whole step, over all processes."""
@@ -55,7 +54,6 @@ class PackedStep:
     learned_tokens: int
     tokens: int
     sequences: int
-
 
 
 def pack(lengths: Sequence[int], tokens_per_row: int, *, processes: int = 1) -> list[list[list[int]]]:
@@ -112,20 +110,20 @@ def packed_row(examples: Sequence[RenderedExample], keys: Sequence[int], *, lear
 class StepOrder(Sampler[list[int]]):
     """Which sequences each step of an epoch holds: a permutation that follows from seed and epoch.
 
-    Gives n_sequences x epoch + number. `steps_done` says how many steps of the run were made, from which the epoch
-    follows; the trainer sets it.
+    Gives n_sequences x epoch + number. `steps_done`, which the trainer sets, says how many steps of the run were made,
+    from which the epoch follows.
     """
 
     n_sequences: int
     sequences_per_step: int
     seed: int
-    steps_done: int = field(default=0)
+    steps_done: Callable[[], int] = lambda: 0
 
     def __len__(self) -> int:
         return -(-self.n_sequences // self.sequences_per_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self.steps_done // len(self)
+        epoch = self.steps_done() // len(self)
         digest = hashlib.sha256(f"order\n{self.seed}\n{epoch}".encode()).digest()
         order = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32)).permutation(self.n_sequences).tolist()
         for start in range(0, self.n_sequences, self.sequences_per_step):
@@ -134,7 +132,7 @@ class StepOrder(Sampler[list[int]]):
 
 @dataclass
 class StepCollator:
-    """Packs the sequences of a step, and keeps the rows of process `rank` of `processes`."""
+    """Packs the sequences of a step, {"step": PackedStep}, with the rows of process `rank` of `processes`."""
 
     examples: Sequence[RenderedExample]
     tokens_per_row: int
@@ -142,17 +140,18 @@ class StepCollator:
     rank: int = 0
     processes: int = 1
 
-    def __call__(self, numbers: Sequence[int]) -> PackedStep:
+    def __call__(self, numbers: Sequence[int]) -> dict[str, PackedStep]:
         chosen = [divmod(number, len(self.examples)) for number in numbers]
         sequences = [self.examples[number] for _, number in chosen]
         rows = pack([len(sequence.input_ids) for sequence in sequences], self.tokens_per_row, processes=self.processes)
         keys = [self._key(epoch, number) for epoch, number in chosen]
-        return PackedStep(
+        step = PackedStep(
             rows=tuple(self._row(sequences, keys, places) for places in rows[self.rank]),
             learned_tokens=sum(sum(sequence.assistant_mask[1:]) for sequence in sequences),
             tokens=sum(len(sequence.input_ids) for sequence in sequences),
             sequences=len(sequences),
         )
+        return {"step": step}
 
     def _row(self, sequences: Sequence[RenderedExample], keys: Sequence[int], places: Sequence[int]) -> PackedRow:
         if places:
