@@ -92,21 +92,26 @@ class Projections:
             start += part.n_rows
         return weight
 
-    def forward(self, x: Tensor, lora_x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, lora_x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The outputs, and the products a·x of every LoRA, each (T, r), which `backward` needs.
 
-        `lora_x` is x with dropout, or x itself; `residual`, if any, is added.
+        `lora_x` is x with dropout, or x itself. The LoRA's part comes first and the base's is added to it, because a
+        small number that is added to a large one of 16 bits is lost, again and again in the same way.
         """
-        out = x @ self.dense().T if residual is None else torch.addmm(residual, x, self.dense().T)
-        products: list[Tensor] = []
+        products = self.forward_products(lora_x)
+        if not products:
+            return x @ self.dense().T, products
+        out = torch.empty(len(x), self.n_rows, dtype=self.dtype, device=x.device)
+        waiting = iter(products)
         start = 0
         for part in self.parts:
+            ours = out[:, start : start + part.n_rows]
             if part.has_lora:
-                product = lora_x @ part.a.to(self.dtype).T
-                out[:, start : start + part.n_rows].addmm_(product, part.b.to(self.dtype).T, alpha=part.scale)
-                products.append(product)
+                torch.mm(next(waiting) * part.scale, part.b.to(self.dtype).T, out=ours)
+            else:
+                ours.zero_()
             start += part.n_rows
-        return out, products
+        return out.addmm_(x, self.dense().T), products
 
     def forward_products(self, lora_x: Tensor) -> list[Tensor]:
         """The products alone."""
@@ -119,7 +124,6 @@ class Projections:
 
         `d_outs`: the gradient at each projection's output, (T, its rows).
         """
-        dx = self._frozen_backward(d_outs) if needs_dx else None
         d_lora: Tensor | None = None
         gradients: list[Tensor] = []
         waiting = iter(products)
@@ -129,19 +133,16 @@ class Projections:
             d_product = (d_out @ part.b.to(self.dtype)).mul_(part.scale)  # (T, r)
             gradients.append((d_product.T @ lora_x).to(part.a.dtype))
             gradients.append((d_out.T @ next(waiting)).mul_(part.scale).to(part.b.dtype))
-            if dx is None:
-                continue
-            if not self.dropout:
-                dx.addmm_(d_product, part.a.to(self.dtype))
-            elif d_lora is None:
-                d_lora = d_product @ part.a.to(self.dtype)
-            else:
-                d_lora.addmm_(d_product, part.a.to(self.dtype))
+            if needs_dx:
+                d_lora = _plus_product(d_lora, d_product, part.a.to(self.dtype))
+        if not needs_dx:
+            return None, None, gradients
+        dx, d_lora = (None, d_lora) if self.dropout else (d_lora, None)
+        for d_out, weight in zip(d_outs, self.dense().split([part.n_rows for part in self.parts]), strict=True):
+            dx = _plus_product(dx, d_out, weight)
         return dx, d_lora, gradients
 
-    def _frozen_backward(self, d_outs: Sequence[Tensor]) -> Tensor:
-        weights = self.dense().split([part.n_rows for part in self.parts])
-        dx = d_outs[0] @ weights[0]
-        for d_out, weight in zip(d_outs[1:], weights[1:], strict=True):
-            dx.addmm_(d_out, weight)
-        return dx
+
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, added to `total` in its place, if there is one."""
+    return a @ b if total is None else total.addmm_(a, b)

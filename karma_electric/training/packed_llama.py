@@ -84,10 +84,10 @@ class _AttentionOutput(Function):
     @staticmethod
     def forward(ctx: Any, attended: Tensor, h: Tensor, block: _Block, shared: _Pass, *_: Tensor) -> Tensor:
         lora_x = block.drop(attended, block.output, shared, 1)
-        out, products = block.output.forward(attended, lora_x, residual=h)
+        out, products = block.output.forward(attended, lora_x)
         ctx.block, ctx.shared = block, shared
         ctx.save_for_backward(attended, *products)
-        return out
+        return out.add_(h)
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -112,7 +112,8 @@ class _FeedForward(Function):
         if shared.recomputing:
             out, down_products = torch.empty_like(h), block.down.forward_products(lora_product)
         else:
-            out, down_products = block.down.forward(product, lora_product, residual=h)
+            out, down_products = block.down.forward(product, lora_product)
+            out += h
         ctx.block, ctx.shared, ctx.n_down = block, shared, len(down_products)
         ctx.save_for_backward(h, rstd, gate_up, *down_products, *products)
         return out
