@@ -262,7 +262,7 @@ def profiled(trainer: Any, item: Any) -> dict[str, Any]:
     kinds: dict[str, float] = defaultdict(float)
     kernels: dict[str, float] = defaultdict(float)
     for event in recorded.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.key.startswith("Optimizer.step"):
+        if event.device_type.name == "CUDA" and not event.key.startswith("Optimizer.step"):
             milliseconds = event.self_device_time_total / 1e3
             kind = next((kind for kind, names in KERNELS.items() if any(n in event.key for n in names)), "other")
             kinds[kind] += milliseconds

@@ -104,12 +104,12 @@ def open_store(
 
 
 @contextlib.contextmanager
-def _locked(path: Path, work: str, patience_seconds: float = _PATIENCE_SECONDS) -> Iterator[None]:
+def _locked(path: Path, work: str) -> Iterator[None]:
     """Hold the lock `path`, which the kernel takes back however this process ends.
 
     An orphaned trainer gives its lock back within a pass, so the lock is waited for, but not for long.
     """
-    starter, deadline = Starter(), time.monotonic() + patience_seconds
+    starter, deadline = Starter(), time.monotonic() + _PATIENCE_SECONDS
     with path.open("a+") as stream:
         while not _try_lock(stream.fileno()):
             starter.require("train")

@@ -192,7 +192,7 @@ def swiglu_backward_dropped(
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x: (T, heads, head_dim) with its halves exchanged and turned; a flip is an index, where cat would be a copy."""
-    exchanged = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    exchanged = torch.unflatten(x, -1, (2, -1)).flip(-2).flatten(-2)
     return (x.float() * cos[:, None] + exchanged.float() * sin[:, None]).to(x.dtype)
 
 
@@ -202,7 +202,7 @@ def rotate_heads(qkv: Tensor, cos: Tensor, sin: Tensor, n_heads: int, n_kv_heads
 
     Each (T, heads, head_dim), in memory of its own. cos, sin: (T, head_dim) float32, sin negative in the first half.
     """
-    heads = qkv.unflatten(-1, (n_heads + 2 * n_kv_heads, -1))
+    heads = torch.unflatten(qkv, -1, (n_heads + 2 * n_kv_heads, -1))
     queries = _rotated(heads[:, :n_heads], cos, sin)
     keys = _rotated(heads[:, n_heads : n_heads + n_kv_heads], cos, sin)
     return queries, keys, heads[:, n_heads + n_kv_heads :].clone(memory_format=torch.contiguous_format)

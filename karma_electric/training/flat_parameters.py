@@ -23,12 +23,18 @@ class FlatParameters:
         self.flat = nn.Parameter(torch.zeros(sum(sizes), dtype=first.dtype, device=first.device))
         self._gradient = torch.zeros_like(self.flat.data)
         self._gradients = self._views(self._gradient, sizes)
-        for parameter, view in zip(self.parameters, self._views(self.flat.data, sizes), strict=True):
-            view.copy_(parameter.data)
-            parameter.data = view
+        self._values = self._views(self.flat.data, sizes)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Make every parameter a view, also one that a wrapper around the model has given memory of its own."""
+        for parameter, view in zip(self.parameters, self._values, strict=True):
+            if parameter.data_ptr() != view.data_ptr():
+                view.copy_(parameter.data)
+                parameter.data = view
 
     def _views(self, flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        parts = flat.split(list(sizes))
+        parts = torch.split(flat, list(sizes))
         return [
             part[: parameter.numel()].view(parameter.shape)
             for part, parameter in zip(parts, self.parameters, strict=True)
@@ -36,6 +42,7 @@ class FlatParameters:
 
     def gather_gradients(self) -> None:
         """Make the parameters' gradients the gradient of `flat`; one that has none counts as zero."""
+        self._attach()
         present = [number for number, parameter in enumerate(self.parameters) if parameter.grad is not None]
         if len(present) < len(self.parameters):
             self._gradient.zero_()

@@ -84,7 +84,7 @@ class Projections:
             self.n_rows,
             self.n_columns,
             dtype=self.dtype,
-            device=self.parts[0].device,  # type: ignore[arg-type]
+            device=self.parts[0].device,
         )
         start = 0
         for part in self.parts:
@@ -138,7 +138,7 @@ class Projections:
         if not needs_dx:
             return None, None, gradients
         dx, d_lora = (None, d_lora) if self.dropout else (d_lora, None)
-        for d_out, weight in zip(d_outs, self.dense().split([part.n_rows for part in self.parts]), strict=True):
+        for d_out, weight in zip(d_outs, torch.split(self.dense(), [part.n_rows for part in self.parts]), strict=True):
             dx = _plus_product(dx, d_out, weight)
         return dx, d_lora, gradients
 

@@ -25,7 +25,7 @@ def packed_attention(queries: Tensor, keys: Tensor, values: Tensor, borders: Ten
     """
     if varlen_attn is not None and queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16):
         longest = max(lengths)
-        out: Tensor = varlen_attn(
+        out: Any = varlen_attn(
             queries,
             keys,
             values,
@@ -35,9 +35,10 @@ def packed_attention(queries: Tensor, keys: Tensor, values: Tensor, borders: Ten
             longest,
             **_causal_arguments(queries.shape[1] != keys.shape[1]),
         )
-        return out
+        attended: Tensor = out
+        return attended
     group = queries.shape[1] // keys.shape[1]
-    parts = zip(queries.split(list(lengths)), keys.split(list(lengths)), values.split(list(lengths)), strict=True)
+    parts = zip(*(torch.split(part, list(lengths)) for part in (queries, keys, values)), strict=True)
     return torch.cat([_one_sequence(q, k, v, group) for q, k, v in parts])
 
 

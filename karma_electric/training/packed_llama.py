@@ -65,7 +65,7 @@ class _AttentionInput(Function):
         return elementwise.rotate_heads(qkv, shared.cos, shared.sin, block.n_heads, block.n_kv_heads)
 
     @staticmethod
-    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         block, shared = ctx.block, ctx.shared
         h, rstd, *products = ctx.saved_tensors
         dq, dk = elementwise.rotate_back(dq, dk, shared.cos, shared.sin)
@@ -90,7 +90,7 @@ class _AttentionOutput(Function):
         return out.add_(h)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         block, shared = ctx.block, ctx.shared
         attended, *products = ctx.saved_tensors
         lora_x = block.drop(attended, block.output, shared, 1)
@@ -119,7 +119,7 @@ class _FeedForward(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         block, shared = ctx.block, ctx.shared
         h, rstd, gate_up, *products = ctx.saved_tensors
         d_gates, down_gradients = block.product_backward(d_out, gate_up, products[: ctx.n_down], shared)
@@ -128,6 +128,10 @@ class _FeedForward(Function):
         del d_gates, lora_x
         dh = block.norm_backward(block.feed_forward_norm, dx, d_lora, h, rstd, block.gate_up, shared, 2)
         return dh.add_(d_out), None, None, *gradients, *down_gradients
+
+
+def _apply(function: type[Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
 class _Block:
@@ -155,10 +159,10 @@ class _Block:
 
     def forward(self, h: Tensor, shared: _Pass) -> Tensor:
         """(T, D) -> (T, D)."""
-        queries, keys, values = _AttentionInput.apply(h, self, shared, *self.qkv.parameters())
+        queries, keys, values = _apply(_AttentionInput, h, self, shared, *self.qkv.parameters())
         attended = packed_attention(queries, keys, values, shared.row.borders, shared.row.lengths).flatten(1)
-        middle = _AttentionOutput.apply(attended, h, self, shared, *self.output.parameters())
-        out: Tensor = _FeedForward.apply(middle, self, shared, *self.gate_up.parameters(), *self.down.parameters())
+        middle = _apply(_AttentionOutput, attended, h, self, shared, *self.output.parameters())
+        out: Tensor = _apply(_FeedForward, middle, self, shared, *self.gate_up.parameters(), *self.down.parameters())
         return out
 
     def norm(self, norm: Any, h: Tensor, to: Projections, shared: _Pass, place: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +233,7 @@ class _FinalNorm(Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, dx: Tensor) -> tuple[Tensor, None]:
         h, rstd = ctx.saved_tensors
         return elementwise.rms_norm_backward(dx, h, ctx.norm.weight, rstd), None
 
@@ -255,7 +259,7 @@ class _HeadLoss(Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * d_total).to(gradient.dtype), None, None
 
@@ -288,7 +292,7 @@ class PackedLlama:
         """
         frozen = sum(to.n_rows * to.n_columns for block in self.blocks for to in block.projections)
         trained = sum(weight.numel() for block in self.blocks for to in block.projections for weight in to.parameters())
-        return 4 * frozen + 6 * trained + 4 * learned_share * self.head.weight.numel()
+        return 4.0 * frozen + 6.0 * trained + 4.0 * learned_share * int(self.head.weight.numel())
 
     def hidden(self, row: PackedRow) -> Tensor:
         """(T, D): the hidden states after the last block."""
@@ -310,20 +314,21 @@ class PackedLlama:
                 )
             else:
                 h = layer(h, shared)
-        return h
+        out: Tensor = h
+        return out
 
     def loss(self, row: PackedRow) -> Tensor:
         """The sum of the losses, in nats, of the tokens that are learned; () float32."""
         with torch.autocast(row.input_ids.device.type, enabled=False):
             h = self.hidden(row).index_select(0, row.learned)
-            x = _FinalNorm.apply(h, self.model.norm)
-            total: Tensor = _HeadLoss.apply(x, self.head.weight.to(self.dtype), row.targets)
+            x = _apply(_FinalNorm, h, self.model.norm)
+            total: Tensor = _apply(_HeadLoss, x, self.head.weight.to(self.dtype), row.targets)
         return total
 
     def logits(self, row: PackedRow) -> Tensor:
         """(T, V): the logits of every position, for tests and comparisons."""
         with torch.autocast(row.input_ids.device.type, enabled=False):
-            logits: Tensor = _FinalNorm.apply(self.hidden(row), self.model.norm) @ self.head.weight.to(self.dtype).T
+            logits: Tensor = _apply(_FinalNorm, self.hidden(row), self.model.norm) @ self.head.weight.to(self.dtype).T
         return logits
 
 

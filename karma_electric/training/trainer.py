@@ -49,6 +49,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
+        self.optimizer: Any
         self.curve, self.checkpoints = curve, checkpoints
         self._starter = Starter()
         self._flat: FlatParameters | None = None

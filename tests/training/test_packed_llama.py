@@ -57,7 +57,7 @@ def reference(model: Any, rows: Sequence[RenderedExample]) -> tuple[float, torch
     for row in rows:
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].float()
         loss = cross_entropy(logits, torch.tensor(row.labels)[1:], reduction="sum")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total, gradient(model)
 
@@ -66,7 +66,7 @@ def packed(model: Any, llama: PackedLlama, groups: Sequence[Sequence[int]], rows
     total = 0.0
     for group in groups:
         loss = llama.loss(packed_row([rows[number] for number in group], group))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total, gradient(model)
 

@@ -131,7 +131,6 @@ def test_two_trainers_never_write_the_same_place(tmp_path: Path, monkeypatch: py
     from karma_electric.training import checkpoints
 
     monkeypatch.setattr(checkpoints, "_PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(checkpoints._locked.__wrapped__, "__defaults__", (0.0,))
     with open_store(tmp_path, "a" * 64, tmp_path / "out", print):
         for key, output, fault in (("a" * 64, "other", "trains the same"), ("b" * 64, "out", "writes .*out")):
             with (
