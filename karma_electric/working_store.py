@@ -25,16 +25,17 @@ def _home() -> Path:
     return _main_working_tree(Path.cwd()) / FOLDER_NAME
 
 
-def _main_working_tree(folder: Path) -> Path:
-    """The tree that holds the repository's .git folder, also from one of its worktrees; without git, `folder`."""
+def _main_working_tree(asking: Path) -> Path:
+    """The tree that holds the repository's .git folder, also from one of its worktrees; without git, `asking`."""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "--path-format=absolute", "--git-common-dir"],
-            cwd=folder,
+            cwd=asking,
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return folder
-    return Path(found.stdout.strip()).parent
+        return asking
+    folder = Path(found.stdout.strip())
+    return folder.parent if folder.name == ".git" else asking

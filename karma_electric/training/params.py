@@ -24,21 +24,22 @@ class TrainParams(Parameters):
     epochs: float = Field(gt=0)
     max_length: int = Field(ge=16, description="longest conversation, in tokens; longer ones are cut at the end")
     sequences_per_step: int = Field(ge=1, description="the effective batch")
-    sequences_per_microbatch: int = Field(ge=1, description="what is in memory at once; divides sequences_per_step")
+    tokens_per_microbatch: int = Field(ge=16, description="most tokens in memory at once; conversations are packed")
+    recomputed_share: float = Field(
+        ge=0, le=1, description="share of the blocks whose activations are computed again instead of kept"
+    )
     learning_rate: float = Field(gt=0)
     schedule: Literal["cosine", "linear", "constant"]
     warmup_ratio: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     max_gradient_norm: float = Field(gt=0)
     optimizer: Literal["paged_adamw_8bit", "adamw_torch"]
-    gradient_checkpointing: bool
     lora: LoraParams
 
     @model_validator(mode="after")
-    def _microbatch_divides_the_batch(self) -> TrainParams:
-        if self.sequences_per_step % self.sequences_per_microbatch:
+    def _a_conversation_fits(self) -> TrainParams:
+        if self.tokens_per_microbatch < self.max_length:
             raise ValueError(
-                f"sequences_per_microbatch {self.sequences_per_microbatch} must divide "
-                f"sequences_per_step {self.sequences_per_step}"
+                f"tokens_per_microbatch {self.tokens_per_microbatch} must be at least max_length {self.max_length}"
             )
         return self

@@ -1,11 +1,12 @@
 """QLoRA: a 4-bit NF4 base, frozen, and a LoRA on it that learns the answers of a training set.
 
 After QLoRA (arXiv 2305.14314) and LoRA (arXiv 2106.09685), by bitsandbytes, peft and trl. The same code runs on a CPU
-and on one CUDA device. Every random choice follows from the seed.
+and on CUDA devices. Every random choice follows from the seed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from karma_electric.integrity import (
     write_manifest,
     write_text,
 )
+from karma_electric.training.checkpoints import CheckpointStore, run_key
 from karma_electric.training.params import TrainParams
 from karma_electric.training.rendering import RenderedExample, render_examples
+from karma_electric.training.starter import Starter
 from karma_electric.training.subset import stratified_subset
 
 
@@ -37,39 +40,66 @@ def train_adapter(
     params: TrainParams,
     loss_curve: Path,
     report: Callable[[str], None] | None = None,
+    store: Path | None = None,
+    code: object = None,
+    checkpoint_every_step: bool = False,
 ) -> dict[str, Any]:
     """Train a LoRA on `train_set` and write it, with its manifest, into the folder `output`; return the metrics.
 
     `loss_curve` becomes a JSON list of step, loss (nats a token) and learning rate. Metrics: rows, tokens,
     learned_tokens (of one epoch), cut_rows, steps, final_loss, mean_loss_last_quarter.
 
+    With a working `store`, a run that was interrupted goes on from its last checkpoint there, and ends in the same
+    bytes on a CPU. A checkpoint belongs to the content of everything that goes into the run; `code` is what stands for
+    the code. Where several processes train, each calls this, and the first writes.
+
     Raises IntegrityError for a base that is not what its manifest says; InputError for a set that cannot be read, is
-    empty or holds a row without an answer in reach, and for a run that diverges; SetupError when memory is too small
-    or the process that started this one is gone. Then nothing is written.
+    empty or holds a row without an answer in reach, and for a run that diverges; SetupError when memory is too small,
+    another process trains the same, or the process that started this one is gone. Then nothing is written.
     """
     say = report or (lambda _: None)
+    starter = Starter()
     origin = _Origin.of(base, train_set)
     examples = list(read_examples(train_set))
     if not examples:
         raise InputError(f"{train_set}: holds no rows; export a set with at least one accepted example")
     chosen = stratified_subset(examples, params.examples, seed=params.seed)
-    with quiet_libraries(), offline_hub(), tempfile.TemporaryDirectory() as scratch:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet_libraries())
+        stack.enter_context(offline_hub())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         from transformers import AutoTokenizer
 
+        from karma_electric.training.processes import this_process
+
+        process = stack.enter_context(this_process())
+        say = say if process.is_first else lambda _: None
         tokenizer = AutoTokenizer.from_pretrained(base)
         rendered = render_examples(chosen, tokenizer, max_length=params.max_length, where=str(train_set))
         facts = _count(rendered)
         say(f"train: {len(rendered)} of {len(examples)} rows, {facts['tokens']:,} tokens, {facts['cut_rows']} cut")
-        model, curve = _train(base, tokenizer, rendered, params, Path(scratch), say)
+        checkpoints = None
+        if store is not None:
+            key = run_key(_identity(origin, params, facts) | {"code": code, "machine": process.machine})
+            checkpoints = stack.enter_context(
+                process.checkpoints(store, key, output, say, every_step=checkpoint_every_step)
+            )
+        model, curve = _train(base, tokenizer, rendered, params, scratch, say, checkpoints)
         metrics = facts | _summarize(curve)
-        with atomic_directory(output) as folder:
-            from karma_electric.training.adapter_output import save_adapter
-
-            n_modules = model.config.num_hidden_layers * len(set(params.lora.targets))
-            save_adapter(model, folder, base_repo=origin.base_repo, n_modules=n_modules)
-            write_manifest(folder, _identity(origin, params, metrics))
-    write_text(loss_curve, readable_json(curve))
+        starter.require("train")
+        if process.is_first:
+            _write(model, output, origin, params, metrics)
+            write_text(loss_curve, readable_json(curve))
     return metrics
+
+
+def _write(model: Any, output: Path, origin: _Origin, params: TrainParams, metrics: dict[str, Any]) -> None:
+    from karma_electric.training.adapter_output import save_adapter
+
+    with atomic_directory(output) as folder:
+        n_modules = model.config.num_hidden_layers * len(set(params.lora.targets))
+        save_adapter(model, folder, base_repo=origin.base_repo, n_modules=n_modules)
+        write_manifest(folder, _identity(origin, params, metrics))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,20 +129,18 @@ def _train(
     params: TrainParams,
     scratch: Path,
     say: Callable[[str], None],
+    checkpoints: CheckpointStore | None,
 ) -> tuple[Any, list[dict[str, float]]]:
     """The trained peft model, and its loss curve."""
     # Imported here, where bitsandbytes is silenced and cannot fetch kernels, and after the checks that take no time.
-    import transformers
-
     from karma_electric.training.build import all_cores, build_trainer, check_labels, memory_errors
-    from karma_electric.training.trainer import LossCurve
+    from karma_electric.training.progress import LossCurve
 
     curve = LossCurve(say)
     with all_cores(), memory_errors():
-        trainer = build_trainer(base, tokenizer, rendered, params, scratch, curve)
+        trainer = build_trainer(base, tokenizer, rendered, params, scratch, curve, checkpoints)
         check_labels(trainer, rendered)
-        transformers.set_seed(params.seed)
-        trainer.train()
+        trainer.resume()
     return trainer.model, curve.points
 
 

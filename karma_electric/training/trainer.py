@@ -1,93 +1,222 @@
-"""trl's SFTTrainer with what this project adds: a loss that is cheap on a CPU, a record of it, and an early stop."""
+"""trl's SFTTrainer on packed rows: each step a fixed number of sequences, in as few passes as memory allows.
+
+The loss is trl's: the negative log-likelihood summed over learned tokens, divided by their number in the whole step.
+Data, loss and gradient are this project's; model, adapter, optimizer, schedule, clipping and loop are the libraries'.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
-from karma_electric.canonical import rounded
-from karma_electric.errors import InputError
-from karma_electric.training.rendering import IGNORED_LABEL
+from karma_electric.errors import IntegrityError
+from karma_electric.integrity import write_bytes
+from karma_electric.training.checkpoints import CheckpointStore
+from karma_electric.training.flat_parameters import FlatParameters
+from karma_electric.training.packed_llama import PackedLlama
+from karma_electric.training.packing import PackedRow, PackedStep, StepCollator, step_loader
+from karma_electric.training.progress import LossCurve
+from karma_electric.training.rendering import RenderedExample
 from karma_electric.training.starter import Starter
 
+_STATE_NAME = "state.pt"
+_TRAINER_STATE_NAME = "trainer_state.json"  # where transformers looks for it
 
-class AssistantLossTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose loss on a CPU is computed at the learned positions alone.
 
-    The value is trl's: the negative log-likelihood summed over learned tokens, divided by their number in the whole
-    step. On a CPU trl's head scores prompt and padding too, and a second time in the backward pass, which takes half
-    of the step; on a GPU its kernels do not, and are used.
+class PackedTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose batches are PackedSteps, whose dropout needs no generator, and whose checkpoints are verified.
+
+    `tokens_per_microbatch` is the budget of one pass; `recomputed_share` of the blocks keep only their input.
     """
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss of one micro-batch: input_ids, attention_mask and labels of shape (sequences, tokens)."""
-        if return_outputs or inputs["input_ids"].device.type != "cpu":
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        causal = model.get_base_model()
-        with self.accelerator.autocast():
-            hidden = causal.get_decoder()(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).last_hidden_state  # (sequences, tokens, hidden_size)
-            following = inputs["labels"][:, 1:]
-            learned = following != IGNORED_LABEL
-            logits = causal.get_output_embeddings()(hidden[:, :-1][learned])  # (learned tokens, vocabulary)
-        count = learned.sum() if num_items_in_batch is None else num_items_in_batch
-        return cross_entropy(logits.float(), following[learned], reduction="sum") / count
-
-
-class LossCurve(TrainerCallback):  # type: ignore[misc]
-    """Records step, loss and learning rate of every step, and stops a run whose loss is no number."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.points: list[dict[str, float]] = []
-        self._report = report
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise InputError(f"train: the loss is {loss} at step {state.global_step}; lower train.learning_rate")
-        point = {"step": state.global_step, "loss": rounded(loss), "learning_rate": rounded(logs["learning_rate"])}
-        self.points.append(point)
-        if state.global_step % max(1, state.max_steps // 20) == 0 or state.global_step == state.max_steps:
-            self._report(f"train: step {state.global_step} of {state.max_steps}, loss {loss:.3f}")
-
-
-class StopWithStarter(TrainerCallback):  # type: ignore[misc]
-    """Ends the run when the process that started it is gone."""
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        examples: Sequence[RenderedExample],
+        sequences_per_step: int,
+        tokens_per_microbatch: int,
+        recomputed_share: float,
+        curve: LossCurve,
+        checkpoints: CheckpointStore | None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self.optimizer: Any
+        self.curve, self.checkpoints = curve, checkpoints
         self._starter = Starter()
+        self._flat: FlatParameters | None = None
+        self.collator = StepCollator(
+            examples,
+            tokens_per_microbatch,
+            self.args.seed,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        self.sequences_per_step = sequences_per_step
+        self._loader, self._order = step_loader(self.collator, sequences_per_step)
+        causal = self.model.get_base_model()
+        self.llama = PackedLlama(causal, _computing_type(self.model), recomputed_share=recomputed_share)
+        causal.forward = _forward_of(self.llama)
+        self.add_callback(_BeforeOptimizer(self))
+        self.add_callback(curve)
 
-    def on_substep_end(self, *_: Any, **__: Any) -> None:
-        self._starter.require("train")
+    def get_train_dataloader(self) -> Any:
+        """One item {"step": PackedStep} for each step of an epoch, the same in every process but for its rows."""
+        self._order.steps_done = lambda: int(self.state.global_step)
+        return self._loader
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._starter.require("train")
+    def training_step(self, model: Any, inputs: dict[str, PackedStep], num_items_in_batch: Any = None) -> Tensor:
+        """All passes of a step, forward and backward; the step's loss, in nats a learned token."""
+        step = inputs["step"]
+        rows = [row.to(self.args.device) for row in step.rows]
+        model.train()
+        # Gradients, and reported losses, are averaged over the processes.
+        share = self.accelerator.num_processes / step.learned_tokens
+        total = torch.zeros((), device=self.args.device)
+        for number, row in enumerate(rows, start=1):
+            self._starter.require("train")
+            is_last = number == len(rows)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
+                loss = model(row=row) * share
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.curve.count(step.tokens)
+        return total
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The recipe's optimizer, on one buffer that holds every trained parameter."""
+        if self.is_fsdp_enabled:
+            return super().create_optimizer(model)
+        if self.optimizer is None:
+            self._flat = FlatParameters([value for value in self.model.parameters() if value.requires_grad])
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind([{"params": [self._flat.flat], "weight_decay": self.args.weight_decay}], **settings)
+        return self.optimizer
+
+    def gather_gradients(self) -> None:
+        """Hand the gradients, clipped by now, to the optimizer's buffer."""
+        if self._flat is not None:
+            self._flat.gather_gradients()
+
+    def resume(self) -> None:
+        """Train, from the newest checkpoint that is whole, if there is one."""
+        newest = None
+        if self.checkpoints is not None:
+            with self.accelerator.main_process_first():  # it removes what is damaged, before the others look
+                newest = self.checkpoints.newest()
+        self.train(resume_from_checkpoint=str(newest) if newest else None)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.checkpoints is None or not self.accelerator.is_main_process:
+            return
+        state = {
+            "adapter": {name: value.detach().cpu().clone() for name, value in self._trained()},
+            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "curve": self.curve.points,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with self.checkpoints.saving(self.state.global_step) as folder:
+            write_bytes(folder / _STATE_NAME, buffer.getvalue())
+            self.state.save_to_json(str(folder / _TRAINER_STATE_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = _load(resume_from_checkpoint)["adapter"]
+        trained = dict(self._trained())
+        if saved.keys() != trained.keys():
+            raise IntegrityError(f"{resume_from_checkpoint}: holds another adapter's tensors; remove it")
+        for name, value in trained.items():
+            value.data.copy_(saved[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        saved = _load(checkpoint)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["scheduler"])
+        self.curve.points[:] = saved["curve"]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing in a step is drawn from a generator."""
+
+    def _trained(self) -> list[tuple[str, Tensor]]:
+        return [(name, value) for name, value in self.model.named_parameters() if value.requires_grad]
 
 
-def check_batches(batches: Any, labels_of: dict[tuple[int, ...], list[int]]) -> int:
-    """Compare every collated batch with what was rendered; the number of sequences seen.
+def _computing_type(model: Any) -> torch.dtype:
+    """What the 4-bit layers compute in; of a model without any, the type of its weights."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):
+            found: torch.dtype = module.compute_dtype
+            return found
+    kind: torch.dtype = model.get_base_model().dtype
+    return kind
 
-    Raises RuntimeError, because only a fault of ours or of trl's leads there, when a label stands on a prompt, a
-    header or padding, or is missing from an answer.
+
+def _forward_of(llama: PackedLlama) -> Any:
+    def forward(*, row: PackedRow, **_: Any) -> Tensor:
+        return llama.loss(row)
+
+    return forward
+
+
+def _on_cpu(value: Any) -> Any:
+    """Tensors in dictionaries and lists as plain copies in main memory."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return [_on_cpu(part) for part in value] if isinstance(value, list) else value
+
+
+def _load(checkpoint: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(Path(checkpoint) / _STATE_NAME, map_location="cpu", weights_only=True)
+    return loaded
+
+
+class _BeforeOptimizer(TrainerCallback):  # type: ignore[misc]
+    """Runs between clipping and the optimizer's step, and says when to save."""
+
+    def __init__(self, trainer: PackedTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._trainer.gather_gradients()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        store = self._trainer.checkpoints
+        if store is not None and (state.global_step == state.max_steps or store.is_due()):
+            control.should_save = True
+
+
+def check_rows(steps: Iterable[PackedStep], labels_of: dict[tuple[int, ...], list[int]]) -> int:
+    """Compare every row with what was rendered, token by token; the number of sequences seen.
+
+    Raises RuntimeError, because only a fault of ours leads there, when a token is learned that stands on a prompt, a
+    header or in another conversation, or when a token of an answer is not.
     """
     seen = 0
-    for batch in batches:
-        for ids, labels, attention in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
-            length = int(attention.sum())
-            expected = labels_of.get(tuple(ids[:length].tolist()))
-            padded = [*(expected or ()), *[IGNORED_LABEL] * (len(ids) - length)]
-            if expected is None or labels.tolist() != padded or not bool(attention[:length].all()):
-                raise RuntimeError("the collated labels are not the rendered ones; training would learn other tokens")
-            seen += 1
+    for step in steps:
+        for row in step.rows:
+            learned = dict(zip(row.learned.tolist(), row.targets.tolist(), strict=True))
+            start = 0
+            for length in row.lengths:
+                ids = tuple(row.input_ids[start : start + length].tolist())
+                labels = labels_of.get(ids)
+                expected = {start + place: label for place, label in enumerate((labels or [])[1:]) if label >= 0}
+                found = {place: token for place, token in learned.items() if start <= place < start + length}
+                positions = row.position_ids[start : start + length].tolist()
+                if labels is None or found != expected or positions != list(range(length)):
+                    raise RuntimeError("a packed row is not what was rendered; training would learn other tokens")
+                start += length
+                seen += 1
     return seen

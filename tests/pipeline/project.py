@@ -113,7 +113,7 @@ def clone(folder: Path, base: Path, base_sha256: str) -> Project:
             "epochs": 1,
             "max_length": 2048,
             "sequences_per_step": 4,
-            "sequences_per_microbatch": 2,
+            "tokens_per_microbatch": 2048,
             "learning_rate": 0.01,
         },
         quantize={"types": ["Q8_0"]},

@@ -39,14 +39,14 @@ def recipe(**changes: Any) -> TrainParams:
         "epochs": 2,
         "max_length": 128,
         "sequences_per_step": 4,
-        "sequences_per_microbatch": 2,
+        "tokens_per_microbatch": 256,
+        "recomputed_share": 0.0,
         "learning_rate": 0.005,
         "schedule": "cosine",
         "warmup_ratio": 0.0,
         "weight_decay": 0.01,
         "max_gradient_norm": 0.3,
         "optimizer": "paged_adamw_8bit",
-        "gradient_checkpointing": False,
         "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj", "down_proj"]},
     }
     return TrainParams.model_validate(values | changes)

@@ -227,15 +227,18 @@ def test_a_run_that_changes_nothing_is_refused(tiny_llama: Path, tmp_path: Path,
 def test_labels_on_the_prompt_are_caught(
     tiny_llama: Path, tmp_path: Path, earlier: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from datasets import Dataset
+    from karma_electric.training import packing
 
-    from karma_electric.training import build
+    whole = packing.packed_row
 
-    monkeypatch.setattr(
-        build,
-        "_as_dataset",
-        lambda rows: Dataset.from_list([{"input_ids": list(r.input_ids), "labels": list(r.input_ids)} for r in rows]),
-    )
+    def shifted(rows: Any, keys: Any, **more: Any) -> packing.PackedRow:
+        """The token before an answer learns, too."""
+        row = whole(rows, keys, **more)
+        learned = row.learned.clone()
+        learned[0] -= 1
+        return packing.PackedRow(**{name: getattr(row, name) for name in row.__slots__} | {"learned": learned})
+
+    monkeypatch.setattr(packing, "packed_row", shifted)
     train_set = write_set(tmp_path / "set.jsonl", examples())
-    with pytest.raises(RuntimeError, match="the collated labels are not the rendered ones"):
+    with pytest.raises(RuntimeError, match="a packed row is not what was rendered"):
         train_adapter(tiny_llama, train_set, earlier[0], params=recipe(), loss_curve=earlier[1])

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoTokenizer
-from trl import SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from karma_electric.errors import SetupError
 from karma_electric.training.build import all_cores, build_trainer, check_labels, memory_errors
-from karma_electric.training.rendering import IGNORED_LABEL, RenderedExample, render_examples
-from karma_electric.training.trainer import AssistantLossTrainer, LossCurve, check_batches
+from karma_electric.training.progress import LossCurve, duration, peak_flops
+from karma_electric.training.rendering import RenderedExample, render_examples
+from karma_electric.training.trainer import PackedTrainer
 from tests.training.sets import examples, recipe, write_set
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -27,7 +26,7 @@ def rendered(tiny_llama: Path) -> list[RenderedExample]:
     return render_examples(examples(8), AutoTokenizer.from_pretrained(tiny_llama), max_length=128, where="set")
 
 
-def build(base: Path, rows: list[RenderedExample], scratch: Path, **changes: Any) -> AssistantLossTrainer:
+def build(base: Path, rows: list[RenderedExample], scratch: Path, **changes: Any) -> PackedTrainer:
     tokenizer = AutoTokenizer.from_pretrained(base)
     return build_trainer(base, tokenizer, rows, recipe(**changes), scratch, LossCurve(lambda _: None))
 
@@ -37,7 +36,7 @@ def trainer(tiny_llama: Path, rendered: list[RenderedExample], tmp_path_factory:
     return build(tiny_llama, rendered, tmp_path_factory.mktemp("trainer"), epochs=1)
 
 
-def test_the_base_is_nf4_with_double_quantisation_and_bf16_compute(trainer: AssistantLossTrainer) -> None:
+def test_the_base_is_nf4_with_double_quantisation_and_bf16_compute(trainer: PackedTrainer) -> None:
     layer = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
     state = layer.weight.quant_state
     assert (state.quant_type, state.nested, layer.compute_dtype) == ("nf4", True, torch.bfloat16)
@@ -48,31 +47,14 @@ def test_the_base_is_nf4_with_double_quantisation_and_bf16_compute(trainer: Assi
     assert trainer.args.optim == "paged_adamw_8bit"
 
 
-def test_the_loss_is_trl_s(trainer: AssistantLossTrainer) -> None:
-    """The same number, and the same gradients, as the head that scores every position."""
-    batch = next(iter(trainer.get_train_dataloader()))
-    losses, gradients = [], []
-    for compute in (AssistantLossTrainer.compute_loss, SFTTrainer.compute_loss):
-        trainer.model.zero_grad()
-        for count in (None, torch.tensor(30)):
-            loss = compute(trainer, trainer.model, dict(batch), num_items_in_batch=count)
-            loss.backward()
-            losses.append(float(loss.detach()))
-        grads = [value.grad for value in trainer.model.parameters() if value.requires_grad]
-        gradients.append(torch.cat([grad.flatten().float() for grad in grads]))
-    assert losses[:2] == pytest.approx(losses[2:], rel=2e-3)
-    assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.999
-    assert float(gradients[0].norm()) == pytest.approx(float(gradients[1].norm()), rel=0.02)
-
-
 def test_the_microbatch_does_not_change_the_step(
     tiny_llama: Path, rendered: list[RenderedExample], tmp_path: Path
 ) -> None:
     losses = []
-    for size in (1, 4):
+    for tokens in (128, 1024):
         curve = LossCurve(lambda _: None)
         tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-        params = recipe(sequences_per_microbatch=size, epochs=1)
+        params = recipe(tokens_per_microbatch=tokens, epochs=1)
         build_trainer(tiny_llama, tokenizer, rendered, params, tmp_path, curve).train()
         losses.append([point["loss"] for point in curve.points])
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
@@ -100,36 +82,41 @@ def test_schedules(
     assert [point["learning_rate"] for point in curve.points] == pytest.approx(rates, rel=1e-5)
 
 
-def collate(rows: list[RenderedExample]) -> dict[str, torch.Tensor]:
-    collator = DataCollatorForLanguageModeling(pad_token_id=2)
-    batch: dict[str, torch.Tensor] = collator([{"input_ids": list(r.input_ids), "labels": r.labels} for r in rows])
-    return batch
-
-
-def test_good_batches_pass(trainer: AssistantLossTrainer, rendered: list[RenderedExample]) -> None:
-    check_labels(trainer, rendered)
-    labels_of = {row.input_ids: row.labels for row in rendered}
-    assert check_batches([collate(rendered[:3]), collate(rendered[3:])], labels_of) == 8
-
-
-def test_every_wrong_label_is_caught(rendered: list[RenderedExample]) -> None:
-    """Each position of a padded batch in turn: a label more, or one less."""
-    labels_of = {row.input_ids: row.labels for row in rendered}
-    rows = sorted(rendered, key=lambda row: len(row.input_ids))
-    rows = [rows[0], rows[-1]]
-    good = collate(rows)
-    assert check_batches([good], labels_of) == 2
-    for place in range(good["labels"].numel()):
-        batch = {key: value.clone() for key, value in good.items()}
-        flat = batch["labels"].view(-1)
-        flat[place] = batch["input_ids"].view(-1)[place] if flat[place] == IGNORED_LABEL else IGNORED_LABEL
-        with pytest.raises(RuntimeError, match="not the rendered ones"):
-            check_batches([batch], labels_of)
-
-
-def test_a_missing_row_is_caught(trainer: AssistantLossTrainer, rendered: list[RenderedExample]) -> None:
+def test_a_missing_row_is_caught(trainer: PackedTrainer, rendered: list[RenderedExample]) -> None:
     with pytest.raises(RuntimeError, match="an epoch holds 8 sequences, expected 9"):
         check_labels(trainer, [*rendered, rendered[0]])
+
+
+def test_the_optimizer_has_one_buffer_that_the_adapter_is_a_view_of(trainer: PackedTrainer) -> None:
+    (group,) = trainer.create_optimizer().param_groups
+    (flat,) = group["params"]
+    trained = [value for value in trainer.model.parameters() if value.requires_grad]
+    assert flat.numel() >= sum(value.numel() for value in trained)
+    assert {value.untyped_storage().data_ptr() for value in trained} == {flat.untyped_storage().data_ptr()}
+    assert group["weight_decay"] == 0.01
+    for number, value in enumerate(trained):
+        value.grad = torch.full_like(value, number + 1.0)
+    trained[1].grad = None
+    trainer.gather_gradients()
+    assert float(flat.grad.sum()) == sum((n + 1.0) * v.numel() for n, v in enumerate(trained) if n != 1)
+
+
+def test_progress_names_speed_share_of_the_peak_and_time_left() -> None:
+    lines: list[str] = []
+    curve = LossCurve(lines.append)
+    curve.flops_per_token, curve.peak = 1e9, 1e12
+    state = type("State", (), {"max_steps": 3, "global_step": 0, "is_world_process_zero": True})()
+    for step in (1, 2, 3):
+        state.global_step = step
+        curve.count(100)
+        curve.on_log(None, state, None, {"loss": 2.0, "learning_rate": 0.1})
+    assert lines[0] == "train: step 1 of 3, loss 2.000"
+    assert " tokens/s, " in lines[1]
+    assert "% of peak, " in lines[1]
+    assert lines[1].endswith(" left")
+    assert not lines[2].endswith(" left")
+    assert (peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("a CPU")) == (989e12, None)
+    assert [duration(seconds) for seconds in (9.6, 600, 9000)] == ["10 s", "10 min", "2.5 h"]
 
 
 def test_threads_follow_the_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +132,7 @@ def test_threads_follow_the_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_errors_become_one_line() -> None:
-    with pytest.raises(SetupError, match=r"lower train\.sequences_per_microbatch"), memory_errors():
+    with pytest.raises(SetupError, match=r"lower train\.tokens_per_microbatch"), memory_errors():
         torch.empty(2**60, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="another fault"), memory_errors():
         raise RuntimeError("another fault")
