@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import axis, build, chat, gate, serve
+from karma_electric.cli import axis, build, chat, gate, publish, serve
 from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 build.register(app)
 chat.register(app)
 serve.register(app)
+publish.register(app)
 app.add_typer(axis.app, name="axis")
 app.add_typer(db, name="db")
 app.add_typer(gate.app, name="gate")
