@@ -24,6 +24,7 @@ from karma_electric.release.manifest import read_release_manifest
 TEMPLATE = "model-card.md.jinja"
 CARD_NAME = "README.md"
 PROVENANCE_NAME = "provenance.json"
+YANKED_NAME = "yanked.json"
 MAX_CARD_BYTES = 4 * 1024 * 1024
 
 
@@ -114,10 +115,10 @@ def _facts(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "interpolate": _file(folder, "metrics/interpolate.json"),
         "acap": _file(folder, "metrics/acap.json"),
         "history": Fact(read_yaml(folder / "versions.yaml"), "versions.yaml")["versions"],
-        "provenance": Fact({}, PROVENANCE_NAME),
     }
-    if (folder / PROVENANCE_NAME).exists():
-        facts["provenance"] = _file(folder, PROVENANCE_NAME)
+    for name in (PROVENANCE_NAME, YANKED_NAME):  # publishing adds them
+        there = (folder / name).exists()
+        facts[name.removesuffix(".json")] = _file(folder, name) if there else Fact({}, name)
     kinds = (("train", "adapters", "metrics/train"), ("quantize", "gguf", "metrics/quantize"))
     return facts | {
         name: {kind: _file(folder, f"{place}/{kind}.json") for kind in manifest["identity"].get(key, ())}
