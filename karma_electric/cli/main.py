@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import axis, build, chat, gate, publish, serve
+from karma_electric.cli import axis, build, card, chat, gate, publish, serve, verify
 from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
@@ -21,8 +21,10 @@ build.register(app)
 chat.register(app)
 serve.register(app)
 publish.register(app)
+verify.register(app)
 app.add_typer(axis.app, name="axis")
 app.add_typer(db, name="db")
+app.add_typer(card.app, name="card")
 app.add_typer(gate.app, name="gate")
 
 

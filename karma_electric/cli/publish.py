@@ -32,6 +32,9 @@ def publish(
         bool, typer.Option("--candidate", help="Publish against the gate's verdict, as VERSION-candidate.")
     ] = False,
     reason: Annotated[str | None, typer.Option(help="Why a candidate is published, or a version yanked.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The EC key that signs, PEM; without one it is not signed.")
+    ] = None,
     yank: Annotated[str | None, typer.Option(metavar="VERSION", help="Withdraw a published version.")] = None,
 ) -> None:
     """Publish what `dvc repro` built: one commit and a tag in a model repo of the hub. Repeated, it has nothing to do.
@@ -44,7 +47,7 @@ def publish(
     _check_options(candidate=candidate, reason=reason, yank=yank, dry_run=dry_run, private=private)
     text = _reason(reason)
     if yank is not None:
-        _yank(repo, yank, text)
+        _yank(repo, yank, text, key)
         return
     from karma_electric.parameters import read_yaml
     from karma_electric.release.readiness import check_gate, check_verdict, read_provenance
@@ -67,16 +70,25 @@ def publish(
     if dry_run:
         _list(release, repo, tag)
         return
-    _publish(release, repo, tag, provenance, private=private)
+    _publish(release, repo, tag, provenance, private=private, key=key)
 
 
-def _publish(release: Release, repo: str | None, tag: str, provenance: dict[str, object], *, private: bool) -> None:
+def _publish(
+    release: Release,
+    repo: str | None,
+    tag: str,
+    provenance: dict[str, object],
+    *,
+    private: bool,
+    key: Path | None,
+) -> None:
     from karma_electric.release.hub_repo import HubRepo, own_account, require_token
     from karma_electric.release.publish import publish_release
-    from karma_electric.release.staging import finish
     from karma_electric.working_store import working_store
 
     require_token()
+    if key is None:
+        _say("no --key, so the release is not signed")
     done = publish_release(
         release,
         HubRepo(repo or f"{own_account()}/{release.name}"),
@@ -84,21 +96,20 @@ def _publish(release: Release, repo: str | None, tag: str, provenance: dict[str,
         provenance=provenance,
         private=private,
         store=working_store("publish"),
-        finish=finish,
+        key=key,
         report=_say,
     )
     print(f"{done.repo} {done.tag} {done.commit}")
 
 
-def _yank(repo: str | None, version: str, reason: str) -> None:
+def _yank(repo: str | None, version: str, reason: str, key: Path | None) -> None:
     from karma_electric.release.hub_repo import HubRepo, require_token
     from karma_electric.release.publish import yank_version
-    from karma_electric.release.staging import finish
 
     if repo is None:
         raise InputError("--yank: say which repo: --repo ORG/NAME")
     require_token()
-    done = yank_version(HubRepo(repo), version, reason=reason, finish=finish, report=_say)
+    done = yank_version(HubRepo(repo), version, reason=reason, key=key, report=_say)
     print(f"{done.repo} {done.tag} {done.commit}")
 
 

@@ -6,6 +6,7 @@ that is complete has nothing to do.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -13,21 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.canonical import read_json_object, readable_json
+from karma_electric.canonical import readable_json
 from karma_electric.errors import InputError
-from karma_electric.integrity import MANIFEST_NAME
+from karma_electric.integrity import MANIFEST_NAME, sha256_bytes
+from karma_electric.release.card import CARD_NAME, YANKED_NAME
+from karma_electric.release.finishing import finish_release
 from karma_electric.release.hub_repo import HubRepo, RemoteFile, RepoState
 from karma_electric.release.manifest import Artifact, describe_artifact
-from karma_electric.release.staging import (
-    CARD_NAME,
-    YANKED_NAME,
-    Release,
-    parse_artifacts,
-    parse_yanked,
-    read_artifacts,
-    stage_release,
-    verify_folder,
-)
+from karma_electric.release.signature import SIGNATURE_NAME, public_key_of
+from karma_electric.release.staging import Release, parse_yanked, read_artifacts, stage_release, verify_folder
 
 Report = Callable[[str], None]
 KEPT_NAMES = {".gitattributes"}  # the hub's own
@@ -52,23 +47,33 @@ def publish_release(
     provenance: dict[str, Any],
     private: bool,
     store: Path,
-    finish: Callable[[Path], None],
+    key: Path | None,
     report: Report,
 ) -> Published:
-    """Let `repo` show `release` on main and under `tag`. `store` keeps the staged copy until it is published.
+    """Let `repo` show `release` on main and under `tag`. `store` keeps the staged copy until it is published; `key` is
+    the private EC key that signs it, and without one it is not signed.
 
     Raises InputError for a tag that holds other bytes and for a repo that holds something else, SetupError when the
     hub can't be reached, refuses, or was changed meanwhile.
     """
+    signer = sha256_bytes(public_key_of(key)) if key else ""
     state = _open(repo, private=private, report=report)
     if tag in state.tags:
-        _check_published(release, repo, tag, state.tags[tag], candidate=provenance["override"] is not None)
+        _check_published(release, repo, tag, state.tags[tag])
         report(f"{repo.id}: {tag} is published; nothing to do")
         return Published(repo.id, tag, state.tags[tag], changed=False)
     remote = repo.files(state.head)
     yanked = _check_same_model(repo, state.head, remote, release.name)
     kept = store / f"{release.name}-{tag}"
-    folder = stage_release(release, kept, provenance=provenance, yanked=yanked, report=report, finish=finish)
+    folder = stage_release(
+        release,
+        kept,
+        provenance=provenance,
+        yanked=yanked,
+        signer=signer,
+        report=report,
+        finish=functools.partial(finish_release, private_key=key),
+    )
     commit = push_folder(folder, repo, state.head, remote, message=f"Publish {tag}", report=report)
     repo.tag(tag, commit)
     report(f"{repo.id}: {tag} is published")
@@ -116,10 +121,10 @@ def _open(repo: HubRepo, *, private: bool, report: Report) -> RepoState:
     return state
 
 
-def _check_published(release: Release, repo: HubRepo, tag: str, commit: str, *, candidate: bool) -> None:
+def _check_published(release: Release, repo: HubRepo, tag: str, commit: str) -> None:
     """Raises InputError when the tag's files are not those of this release, but for those that publishing makes."""
     remote = repo.files(commit)
-    made = {MANIFEST_NAME, *([CARD_NAME] if candidate else [])}
+    made = {MANIFEST_NAME, CARD_NAME}
     for path, (artifact, local) in release.files.items():
         there = remote.get(path)
         if path in made or (there and there.is_same(local, size=artifact.size, sha256=artifact.sha256)):
@@ -138,17 +143,14 @@ def _check_same_model(repo: HubRepo, head: str, remote: dict[str, RemoteFile], n
         return None
     with tempfile.TemporaryDirectory() as place:
         repo.fetch(head, Path(place), only=[MANIFEST_NAME, YANKED_NAME])
-        manifest = read_json_object(Path(place) / MANIFEST_NAME)
-        identity, _ = parse_artifacts(manifest, f"{repo.id}: {MANIFEST_NAME}")
+        identity, _ = read_artifacts(Path(place))
         if identity["name"] != name:
             raise InputError(f"{repo.id}: holds the model {identity['name']}, not {name}; name another repo")
         yanked = Path(place) / YANKED_NAME
         return yanked.read_bytes() if yanked.is_file() else None
 
 
-def yank_version(
-    repo: HubRepo, version: str, *, reason: str, finish: Callable[[Path], None], report: Report
-) -> Published:
+def yank_version(repo: HubRepo, version: str, *, reason: str, key: Path | None, report: Report) -> Published:
     """Say on main that a published version is withdrawn. Its tag stays; a new commit gets a new manifest.
 
     Raises InputError for a version that is not published, IntegrityError when what the hub holds is not whole.
@@ -170,8 +172,10 @@ def yank_version(
         if version in yanked:
             report(f"{repo.id}: {version} is yanked; nothing to do")
             return Published(repo.id, version, state.head, changed=False)
+        if key is None and (folder / SIGNATURE_NAME).exists():
+            raise InputError(f"{repo.id}: is signed, so its next commit must be; give the key: --key FILE")
         path.write_text(readable_json(dict(sorted({**yanked, version: reason}.items()))), "utf-8")
-        finish(folder)
+        finish_release(folder, private_key=key)
         commit = push_folder(folder, repo, state.head, remote, message=f"Yank {version}", report=report)
     report(f"{repo.id}: {version} is yanked")
     return Published(repo.id, version, commit, changed=True)

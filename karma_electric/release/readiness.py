@@ -16,8 +16,7 @@ from karma_electric.gate.judging import judge_again
 from karma_electric.graph import read_lock
 from karma_electric.integrity import sha256_file
 from karma_electric.release.staging import Release
-
-GATE_NAME, EVIDENCE_NAME = "gate.json", "evidence/gate.jsonl"
+from karma_electric.release.verify import EVIDENCE_NAME, GATE_NAME
 
 
 def check_gate(release: Release) -> str:

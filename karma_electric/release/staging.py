@@ -1,4 +1,4 @@
-"""A release as it is published: found on disk, compared with its manifest, copied with its provenance, finished."""
+"""A release as it is published: found on disk, compared with its manifest, and copied beside its provenance."""
 
 from __future__ import annotations
 
@@ -8,26 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from karma_electric.canonical import canonical_json, parse_json_object, read_json_object, readable_json
+from karma_electric.canonical import canonical_json, parse_json_object, readable_json
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.graph import Stage
 from karma_electric.integrity import (
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
     atomic_directory,
     sha256_bytes,
     sha256_file,
     write_bytes,
     write_text,
 )
-from karma_electric.release.manifest import Artifact, describe_artifact, release_manifest
-
-CARD_NAME = "README.md"
-PROVENANCE_NAME = "provenance.json"
-YANKED_NAME = "yanked.json"
-PUBLISH_STAGE = "publish"  # the `stage` of what publishing adds
-
-_ENTRY = {"path": str, "size": int, "sha256": str, "stage": str}
+from karma_electric.release.card import PROVENANCE_NAME, YANKED_NAME
+from karma_electric.release.manifest import Artifact, read_release_manifest
 
 
 @dataclass(frozen=True)
@@ -77,26 +70,11 @@ def read_release(folder: Path, stages: Iterable[Stage], *, report: Callable[[str
 
 def read_artifacts(folder: Path) -> tuple[dict[str, Any], list[Artifact]]:
     """Identity and files of the release manifest in `folder`, their hashes not yet compared. Raises IntegrityError."""
-    path = folder / MANIFEST_NAME
-    try:
-        manifest = read_json_object(path, max_bytes=MAX_MANIFEST_BYTES)
-    except InputError as error:
-        raise IntegrityError(f"{error}; build or fetch the release again") from error
-    return parse_artifacts(manifest, str(path))
-
-
-def parse_artifacts(manifest: dict[str, Any], where: str) -> tuple[dict[str, Any], list[Artifact]]:
-    """The same for a manifest that was read; `where` starts every error."""
-    identity, files = manifest.get("identity"), manifest.get("files")
-    if not isinstance(identity, dict) or not {"name", "version"} <= identity.keys() or not isinstance(files, list):
-        raise IntegrityError(f"{where}: no manifest of a release; build or fetch it again")
-    for entry in files:
-        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
-            raise IntegrityError(f"{where}: files holds no list of path, size, sha256 and stage; build it again")
-        parts = PurePosixPath(entry["path"]).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\\" in entry["path"]:
-            raise IntegrityError(f"{where}: {entry['path']!r} is no path inside a release; build or fetch it again")
-    return identity, [Artifact(**entry) for entry in files]
+    manifest = read_release_manifest(folder)
+    identity: dict[str, Any] = manifest["identity"]
+    if not all(isinstance(identity.get(key), str) for key in ("name", "version")):
+        raise IntegrityError(f"{folder / MANIFEST_NAME}: identity has no name and version; build the release again")
+    return identity, [Artifact(**entry) for entry in manifest["files"]]
 
 
 def _located(artifact: Artifact, folder: Path, outputs: tuple[str, ...]) -> Path:
@@ -129,15 +107,18 @@ def stage_release(
     *,
     provenance: dict[str, Any],
     yanked: bytes | None,
+    signer: str,
     report: Callable[[str], None],
     finish: Callable[[Path], None],
 ) -> Path:
     """The folder in `store` that holds exactly what is published. One that was made before, from the same, is used
     again, so that a publish that broke off goes on with the same signature.
 
-    `yanked` is the repo's list of withdrawn versions, which goes along from release to release.
+    `yanked` is the repo's list of withdrawn versions, which goes along from release to release. `signer` says which
+    key `finish`, which makes card, manifest and signature, signs with.
     """
     parts = {"manifest": release.manifest_sha256, "provenance": provenance, "yanked": sha256_bytes(yanked or b"")}
+    parts["signer"] = signer
     folder = store / sha256_bytes(canonical_json(parts).encode("utf-8"))[:32]
     if folder.is_dir():
         verify_folder(folder)
@@ -156,31 +137,6 @@ def stage_release(
     return folder
 
 
-def finish(folder: Path) -> None:
-    """Make a staged folder final: the card that its provenance asks for, then the manifest over all of it.
-
-    This is the one place where what is published gets its last bytes; a signature is made after the manifest.
-    """
-    provenance = read_json_object(folder / PROVENANCE_NAME)
-    if override := provenance.get("override"):
-        card = (folder / CARD_NAME).read_text("utf-8")
-        write_text(folder / CARD_NAME, with_notice(card, override["verdict"], override["reason"]))
-    rewrite_manifest(folder)
-
-
-def rewrite_manifest(folder: Path) -> None:
-    """Describe every file of `folder` anew; each keeps the stage that its manifest named, new ones get `publish`."""
-    identity, artifacts = read_artifacts(folder)
-    stages = {artifact.path: artifact.stage for artifact in artifacts}
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    described = [
-        describe_artifact(folder / name, path=name, stage=stages.get(name, PUBLISH_STAGE))
-        for name in sorted(names)
-        if name != MANIFEST_NAME
-    ]
-    write_text(folder / MANIFEST_NAME, readable_json(release_manifest(identity, described)))
-
-
 def verify_folder(folder: Path) -> list[Artifact]:
     """The files of a finished folder after each was compared with its manifest. Raises IntegrityError."""
     _, artifacts = read_artifacts(folder)
@@ -189,16 +145,6 @@ def verify_folder(folder: Path) -> list[Artifact]:
             raise IntegrityError(f"{folder / artifact.path}: missing; remove {folder} and publish again")
         _compare(artifact, folder / artifact.path)
     return artifacts
-
-
-def with_notice(card: str, verdict: str, reason: str) -> str:
-    """The card of a candidate: verdict and reason stand below its title."""
-    head, title, rest = card.partition("\n# ")
-    if not title:
-        raise InputError(f"{CARD_NAME}: has no title line; run `dvc repro release`")
-    heading, _, body = rest.partition("\n")
-    notice = f"> **This is a candidate, not a release. The gate's verdict is {verdict}.** Published because: {reason}"
-    return f"{head}{title}{heading}\n\n{notice}\n{body}"
 
 
 def parse_yanked(data: bytes | None, where: str) -> dict[str, str]:
