@@ -74,12 +74,16 @@ def gate_result(weights: Path, axis: Path, params: GateParams, *, knows_pairs: b
     return judge(engine, suites, prompts=PROMPTS, params=params, report=lambda _: None)
 
 
-def make_project(root: Path, *, verdict: str = "pass", version_seed: int = 0) -> Path:
-    """A project whose release is built and committed. `verdict` is what its gate finds: pass, fail or inconclusive."""
+def make_project(root: Path, *, verdict: str = "pass", seed: int = 0) -> Path:
+    """A project whose release is built and committed. `verdict` is what its gate finds: pass, fail or inconclusive.
+
+    Another `seed` gives other weights and projections.
+    """
     inputs = make_inputs(root)
     weights, axis = inputs.gguf_files["Q8_0"], inputs.axis_files[0]
-    if version_seed:
-        write_gguf_header(weights, seed=version_seed)
+    if seed:
+        write_gguf_header(weights, seed=seed)
+        inputs.axis_files[-1].write_bytes(f"projections {seed}".encode())
     params = EASY if verdict == "pass" else EASY.model_copy(update={"reward_hacking_rate": 0.9})
     result = gate_result(weights, axis, params, knows_pairs=verdict != "fail")
     assert result.verdict == verdict, [(check.name, check.verdict, check.reason) for check in result.checks]
