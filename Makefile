@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 STALE := $(shell $(BIN)/python -c '' 2>/dev/null || echo stale)
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro gate-full test test-long check bench profile clean stale
+.PHONY: help install repro gate-full test test-long check bench hub profile clean stale
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ check: install ## Format, lint, types, no unwritten data: run it before a commit
 
 bench: install ## Measure, and print tables
 	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; python $$file || exit 1; done
+
+hub: install ## Start a hub on this machine, to publish to
+	@python -m tests.hub_server
 
 profile: ## Take over a whole recipe: make profile NAME=llama31-8b
 	@[ -f "profiles/$(NAME).yaml" ] || { echo "error: profiles/$(NAME).yaml: missing; there are $$(ls profiles | sed 's/\.yaml//' | paste -sd ' ')" >&2; exit 1; }

@@ -1,9 +1,9 @@
-"""Render the model card, the manifest and the Ollama files of a release.
+"""Render the model card, the manifest, the recipe and the Ollama files of a release.
 
     python -m stages.release --params params.yaml --base models/base --merged models/merged \\
         --adapters models/adapters --gguf models/gguf --axis models/axis --sets data/sets --metrics metrics \\
         --evidence models/evidence/gate.jsonl --versions data/versions.yaml \\
-        --persona-prompt data/prompts/persona.txt --output models/release
+        --persona-prompt data/prompts/persona.txt --constraints constraints.txt --output models/release
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def work(parsed: argparse.Namespace) -> None:
     release = section(parsed, "release", ReleaseParams)
     interpolate = section(parsed, "interpolate", InterpolateParams)
     quantize = section(parsed, "quantize", QuantizeParams)
-    sources = read_yaml(parsed.params)["sets"]
+    recipe = read_yaml(parsed.params)
+    sources = recipe["sets"]
     trained = (interpolate.from_, interpolate.to)
     stem = f"{release.name}-{release.version}"
     bodhisattva = f"bodhisattva_axis_{release.version}"
@@ -39,15 +40,18 @@ def work(parsed: argparse.Namespace) -> None:
         set_manifests={name: parsed.sets / f"{name}.manifest.json" for name in sources},
         set_sources=sources,
         train_metrics={name: parsed.metrics / "train" / f"{name}.json" for name in trained},
+        quantize_metrics={kind: parsed.metrics / "quantize" / f"{kind}.json" for kind in quantize.types},
         metrics={name: parsed.metrics / f"{name}.json" for name in ("interpolate", "merge", "acap", "gate")},
         gate_report=parsed.metrics / "gate.md",
         evidence=parsed.evidence,
         versions=parsed.versions,
         persona_prompt=parsed.persona_prompt,
+        constraints=parsed.constraints,
+        recipe=recipe,
     )
     build_release(inputs, parsed.output, params=release)
 
 
 if __name__ == "__main__":
     paths = ("base", "merged", "adapters", "gguf", "axis", "sets", "metrics", "evidence", "versions")
-    run_stage(arguments(__doc__, *paths, "persona-prompt", "output"), work)
+    run_stage(arguments(__doc__, *paths, "persona-prompt", "constraints", "output"), work)

@@ -78,7 +78,9 @@ WRONG: dict[str, tuple[Edit, str, str]] = {
     "a GGUF file twice": (swap("[Q8_0, Q4_K_M]", "[Q8_0, Q8_0]"), "quantize.types: found ", "each type once"),
     "a judged file that is not made": (swap("judged: Q8_0", "judged: F16"), "quantize.judged: found 'F16'", "one of"),
     "a budget below a conversation": (
-        swap("microbatch: 4096", "microbatch: 256"), "train: tokens_per_microbatch 256", "must be at least max_length 512"
+        swap("microbatch: 4096", "microbatch: 256"),
+        "train: tokens_per_microbatch 256",
+        "must be at least max_length 512",
     ),
     "a cut hash": (swap("sha256: b179", "sha256: "), "base.sha256: found 'c952", "pattern '^[0-9a-f]{64}$'"),
     "an unknown source": (swap("source: package", "source: disk"), "base: source is 'disk'", "expected one of"),

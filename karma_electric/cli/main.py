@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import axis, build, chat, gate, redteam, rl_sim, score, serve
+from karma_electric.cli import axis, build, card, chat, gate, publish, redteam, rl_sim, score, serve, verify
 from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
@@ -23,8 +23,11 @@ serve.register(app)
 score.register(app)
 redteam.register(app)
 rl_sim.register(app)
+publish.register(app)
+verify.register(app)
 app.add_typer(axis.app, name="axis")
 app.add_typer(db, name="db")
+app.add_typer(card.app, name="card")
 app.add_typer(gate.app, name="gate")
 
 

@@ -1,8 +1,12 @@
-"""The release folder: card, manifest, Ollama files and the gate's report. It follows from its inputs alone."""
+"""The release folder: card, manifest, recipe, Ollama files, licence and the gate's report.
+
+It follows from its inputs alone. The large artifacts are named in the manifest and not copied.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +14,7 @@ from typing import Any
 
 from karma_electric.canonical import read_json_object, readable_json
 from karma_electric.errors import InputError, IntegrityError
+from karma_electric.fingerprint.packages import read_constraints
 from karma_electric.gguf_files.reader import read_header
 from karma_electric.integrity import (
     MANIFEST_NAME,
@@ -19,17 +24,26 @@ from karma_electric.integrity import (
     verify_manifest,
     write_text,
 )
-from karma_electric.parameters import read_yaml
 from karma_electric.prompts import read_prompt
-from karma_electric.release.card import render_card
-from karma_electric.release.manifest import Artifact, describe_artifact, release_manifest, require_file
-from karma_electric.release.ollama import modelfile
+from karma_electric.release.card import CARD_NAME, render_card
+from karma_electric.release.citation import citation
+from karma_electric.release.licenses import license_files
+from karma_electric.release.manifest import (
+    Artifact,
+    describe_artifact,
+    manifest_with,
+    release_manifest,
+    require_file,
+    write_release_manifest,
+)
+from karma_electric.release.ollama import ollama_files
 from karma_electric.release.params import ReleaseParams
+from karma_electric.release.reproduce import reproduction
 
 
 @dataclass(frozen=True)
 class ReleaseInputs:
-    """The files that a release is made of, and the numbers that its card states."""
+    """The files that a release is made of, and the recipe."""
 
     base_manifest: Path
     merged: Path
@@ -41,18 +55,21 @@ class ReleaseInputs:
     set_manifests: Mapping[str, Path]  # set name -> manifest of row hashes
     set_sources: Mapping[str, str]  # set name -> what it is layered on, as in the recipe
     train_metrics: Mapping[str, Path]  # set name -> metrics
+    quantize_metrics: Mapping[str, Path]  # type -> metrics
     metrics: Mapping[str, Path]  # interpolate, merge, acap, gate -> metrics
     gate_report: Path
     evidence: Path
     versions: Path
     persona_prompt: Path
+    constraints: Path  # the pinned packages
+    recipe: Mapping[str, Any]  # the whole of it
 
 
 def build_release(inputs: ReleaseInputs, output: Path, *, params: ReleaseParams) -> None:
-    """Write the folder `output`: README.md, manifest.json, Modelfile, gate.json, gate.md and the axis statistics.
+    """Write the folder `output`: README.md (the card), manifest.json, and every small file that the card is made from.
 
-    Raises InputError for a missing file, naming the stage that makes it; IntegrityError when the gate judged other
-    files than these, or an adapter is not as its manifest says.
+    Raises InputError for a missing file, naming the stage that makes it, and for a card with a number of no file;
+    IntegrityError when the gate judged other files than these, or an adapter is not as its manifest says.
     """
     artifacts = _large_artifacts(inputs)
     gate = _read(inputs.metrics["gate"], stage="gate")
@@ -61,26 +78,64 @@ def build_release(inputs: ReleaseInputs, output: Path, *, params: ReleaseParams)
     _check_judged(gate, artifacts, _axis_gguf(inputs), "axis_sha256")
     _check_judged(gate, artifacts, inputs.evidence, "evidence_sha256")
     identity = _identity(inputs, params)
-    ollama = modelfile(
-        gguf_name=judged.name, chat_template=_chat_template(judged), persona_prompt=read_prompt(inputs.persona_prompt)
-    )
-    copies = {
+    texts = _own_texts(inputs, params, identity)
+    copies = _copies(inputs)
+    with atomic_directory(output) as folder:
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        for name, (source, stage) in copies.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(require_file(source, stage=stage), folder / name)
+        stages = {name: "release" for name in texts} | {name: stage for name, (_, stage) in copies.items()}
+        small = [describe_artifact(folder / name, path=name, stage=stage) for name, stage in stages.items()]
+        manifest = release_manifest(identity, [*artifacts, *small])
+        write_text(folder / CARD_NAME, render_card(folder, manifest).text)
+        card = describe_artifact(folder / CARD_NAME, path=CARD_NAME, stage="release")
+        write_release_manifest(folder, manifest_with(manifest, [card]))
+
+
+def _own_texts(inputs: ReleaseInputs, params: ReleaseParams, identity: dict[str, Any]) -> dict[str, str]:
+    """The files that this stage writes, but for card and manifest: name -> text."""
+    judged = inputs.gguf_files[inputs.judged_type]
+    chat_template, eos_token = _chat_template(judged)
+    base = identity["base"]
+    return {
+        **ollama_files(
+            gguf_name=judged.name,
+            chat_template=chat_template,
+            eos_token=eos_token,
+            persona_prompt=read_prompt(inputs.persona_prompt),
+        ),
+        **license_files(str(base.get("license")), title=params.title, base_repo=str(base.get("repo"))),
+        "CITATION.cff": citation(params, base_repo=str(base.get("repo")), license_name=str(base.get("license"))),
+        "reproduce.json": readable_json(
+            reproduction(
+                inputs.recipe,
+                python=f"{sys.version_info.major}.{sys.version_info.minor}",
+                packages=read_constraints(inputs.constraints),
+                base=base,
+                training_sets=identity["training_sets"],
+            )
+        ),
+    }
+
+
+def _copies(inputs: ReleaseInputs) -> dict[str, tuple[Path, str]]:
+    """Path in the folder -> the file that is copied to it, and the stage that made it."""
+    stages = {"interpolate": "interpolate", "merge": "merge", "acap": "calibrate-thresholds"}
+    return {
         "gate.json": (inputs.metrics["gate"], "gate"),
         "gate.md": (inputs.gate_report, "gate"),
         inputs.axis_stats.name: (inputs.axis_stats, "calibrate-thresholds"),
+        "versions.yaml": (inputs.versions, "release"),
+        **{f"metrics/{name}.json": (inputs.metrics[name], stage) for name, stage in stages.items()},
+        **{f"metrics/train/{name}.json": (path, f"train@{name}") for name, path in inputs.train_metrics.items()},
+        **{
+            f"metrics/quantize/{name}.json": (path, f"quantize@{name}")
+            for name, path in inputs.quantize_metrics.items()
+        },
+        **{f"sets/{name}.manifest.json": (path, f"export@{name}") for name, path in inputs.set_manifests.items()},
     }
-    with atomic_directory(output) as folder:
-        card = render_card(_card_context(inputs, params, artifacts, identity, gate))
-        write_text(folder / "README.md", card)
-        write_text(folder / "Modelfile", ollama)
-        for name, (source, stage) in copies.items():
-            shutil.copyfile(require_file(source, stage=stage), folder / name)
-        small = [
-            describe_artifact(path, path=path.name, stage=copies.get(path.name, (path, "release"))[1])
-            for path in sorted(folder.iterdir())
-        ]
-        manifest = release_manifest(identity, [*artifacts, *small])
-        write_text(folder / MANIFEST_NAME, readable_json(manifest))
 
 
 def _read(path: Path, *, stage: str) -> dict[str, Any]:
@@ -100,12 +155,18 @@ def _check_judged(gate: dict[str, Any], artifacts: list[Artifact], file: Path, k
         )
 
 
-def _chat_template(gguf_file: Path) -> str:
-    """The template that llama.cpp finds in the file."""
-    template = read_header(gguf_file).metadata.get("tokenizer.chat_template")
+def _chat_template(gguf_file: Path) -> tuple[str, str]:
+    """The template that llama.cpp finds in the file, and its end-of-text token, empty where the file names none."""
+    metadata = read_header(gguf_file).metadata
+    template = metadata.get("tokenizer.chat_template")
     if not isinstance(template, str):
         raise InputError(f"{gguf_file}: has no chat template; start from an instruction-tuned model")
-    return template
+    tokens, eos = metadata.get("tokenizer.ggml.tokens", ()), metadata.get("tokenizer.ggml.eos_token_id")
+    if isinstance(eos, int) and 0 <= eos < len(tokens):
+        return template, str(tokens[eos])
+    if "eos_token" in template:
+        raise InputError(f"{gguf_file}: its chat template writes an end-of-text token, and the file names none")
+    return template, ""
 
 
 def _large_artifacts(inputs: ReleaseInputs) -> list[Artifact]:
@@ -131,43 +192,27 @@ def _large_artifacts(inputs: ReleaseInputs) -> list[Artifact]:
 
 def _identity(inputs: ReleaseInputs, params: ReleaseParams) -> dict[str, Any]:
     base = read_manifest(require_file(inputs.base_manifest, stage="base").parent)["identity"]
+    trained = [name for name in inputs.adapters if name != "blend"]
+    keys = ("repo", "license", "source", "revision", "sha256")
     return {
         "name": params.name,
         "version": params.version,
         "date": params.date.isoformat(),
-        "base": {key: base[key] for key in ("repo", "license", "source", "revision", "sha256") if key in base},
+        "base": {key: base[key] for key in keys if key in base},
         "merged_manifest_sha256": sha256_file(require_file(inputs.merged / MANIFEST_NAME, stage="merge")),
+        "gguf": {gguf_type: path.name for gguf_type, path in inputs.gguf_files.items()},
+        "axis": _axis_gguf(inputs).name,
+        "judged": inputs.gguf_files[inputs.judged_type].name,
+        "adapters": trained,
         "training_sets": {
-            name: {"rows": manifest["rows"], "root_sha256": manifest["root_sha256"]}
+            name: {
+                "rows": manifest["rows"],
+                "categories": len(manifest["categories"]),
+                "root_sha256": manifest["root_sha256"],
+            }
             for name, manifest in _set_manifests(inputs).items()
         },
-    }
-
-
-def _card_context(
-    inputs: ReleaseInputs,
-    params: ReleaseParams,
-    artifacts: list[Artifact],
-    identity: dict[str, Any],
-    gate: dict[str, Any],
-) -> dict[str, Any]:
-    trained = [name for name in inputs.adapters if name != "blend"]
-    sets = _set_manifests(inputs)
-    return {
-        "release": params,
-        "base": identity["base"],
-        "sets": sets,
-        "train": {name: _read(path, stage=f"train@{name}") for name, path in inputs.train_metrics.items()},
-        "trained_sets": trained,
-        "unused_sets": _sets_in_no_adapter(inputs.set_sources, trained),
-        "interpolate": _read(inputs.metrics["interpolate"], stage="interpolate"),
-        "acap": _read(inputs.metrics["acap"], stage="calibrate-thresholds"),
-        "axis_stats": _read(inputs.axis_stats, stage="calibrate-thresholds"),
-        "gate": gate,
-        "judged_file": inputs.gguf_files[inputs.judged_type].name,
-        "axis_file": _axis_gguf(inputs).name,
-        "files": [artifact for artifact in artifacts if "/" not in artifact.path],
-        "history": read_yaml(inputs.versions)["versions"],
+        "sets_in_no_weights": _sets_in_no_adapter(inputs.set_sources, trained),
     }
 
 

@@ -18,10 +18,27 @@ from karma_electric.integrity import sha256_file, write_manifest
 from karma_electric.release.build import ReleaseInputs
 from karma_electric.release.params import ReleaseParams
 
-CHATML = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}{% endfor %}"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 PARAMS = ReleaseParams.model_validate(
     {"name": "tiny", "version": "v8", "date": "2026-11-21", "title": "Tiny", "languages": ["en", "cs"]}
 )
+
+RECIPE: dict[str, Any] = {
+    "sets": {"v6": "data/training.db"},
+    "release": {"name": "tiny", "version": "v8", "title": "Tiny", "languages": ["en", "cs"]},
+    "base": {"source": "folder", "path": "/somewhere/base"},
+    "train": {"lora": {"rank": 16}},
+    "gate": {"confidence": 0.95},
+}
+AXIS_STATS: dict[str, Any] = {
+    "n_layers": 30,
+    "thresholds": {"20": {"tau": -67.28}, "26": {"tau": -175.017}},
+    "firing_rates": {"persona": {"rate": 0.275174, "low": 0.154514, "high": 0.4, "positions": 1152, "answers": 6}},
+}
 
 
 def write_gguf_header(path: Path, chat_template: str | None = CHATML, seed: int = 0) -> Path:
@@ -83,7 +100,10 @@ def make_inputs(folder: Path) -> ReleaseInputs:
     (folder / "gate.md").write_text(gate_report(gate), "utf-8")
     sources = {"v6": "data/training.db", "v7": "data/sets/v6.jsonl", "v8": "data/sets/v7.jsonl", "v9": "data/v8.jsonl"}
     manifests = {
-        name: write_json(sets / f"{name}.manifest.json", {"rows": 10 + number, "root_sha256": str(number) * 64})
+        name: write_json(
+            sets / f"{name}.manifest.json",
+            {"rows": 10 + number, "root_sha256": str(number) * 64, "categories": {"ethics": 10 + number}},
+        )
         for number, name in enumerate(sources)
     }
     train = {"rows": 64, "tokens": 9000, "steps": 16, "final_loss": 2.5}
@@ -95,7 +115,7 @@ def make_inputs(folder: Path) -> ReleaseInputs:
         gguf_files=gguf_files,
         judged_type="Q8_0",
         axis_files=axis_files,
-        axis_stats=write_json(models / "axis" / "axis_stats_v8.json", {"n_layers": 30}),
+        axis_stats=write_json(models / "axis" / "axis_stats_v8.json", AXIS_STATS),
         set_manifests=manifests,
         set_sources=sources,
         train_metrics={name: write_json(metrics / "train" / f"{name}.json", train) for name in ("v6", "v8")},
@@ -107,10 +127,19 @@ def make_inputs(folder: Path) -> ReleaseInputs:
             "acap": write_json(metrics / "acap.json", acap),
             "gate": write_json(metrics / "gate.json", gate.as_metrics(evidence_sha256=sha256_file(evidence))),
         },
+        quantize_metrics={
+            kind: write_json(
+                metrics / "quantize" / f"{kind}.json",
+                {"positions": 98 + number, "relative_error": 0.0459 + number, "top1_agreement": 0.9286 - number / 10},
+            )
+            for number, kind in enumerate(gguf_files)
+        },
         gate_report=folder / "gate.md",
         evidence=evidence,
         versions=write_versions(folder / "versions.yaml"),
         persona_prompt=write_bytes(folder / "persona.txt", b"You are kind.\n"),
+        constraints=write_bytes(folder / "constraints.txt", b"gguf==0.19.0\nnumpy==2.4.6\n"),
+        recipe=RECIPE,
     )
 
 

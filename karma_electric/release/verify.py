@@ -1,0 +1,152 @@
+"""Whether a release is what was signed: signature, every hash, headers, card, and the gate's verdict on these bytes.
+
+It needs the release's folder and nothing else: a stranger who has downloaded the model repo can run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from karma_electric.canonical import read_json_object
+from karma_electric.errors import InputError, IntegrityError
+from karma_electric.gguf_files.reader import read_header
+from karma_electric.integrity import MANIFEST_NAME, sha256_file
+from karma_electric.release.card import CARD_NAME, PROVENANCE_NAME, verify_card
+from karma_electric.release.manifest import read_release_manifest
+from karma_electric.release.signature import IGNORED, PUBLIC_KEY_NAME, SIGNATURE_NAME, verify_signature
+
+GATE_NAME, EVIDENCE_NAME = "gate.json", "evidence/gate.jsonl"
+REQUIRED = (CARD_NAME, GATE_NAME, EVIDENCE_NAME, "reproduce.json")
+_VERDICTS = ("pass", "fail", "inconclusive")
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found to hold. `signed_by` is None for a folder without a signature; it says whose key it was."""
+
+    name: str
+    version: str
+    verdict: str
+    files: int
+    total_bytes: int
+    signed_by: str | None
+    numbers_in_card: int
+    judged_again: bool
+
+
+def verify_release(
+    folder: Path,
+    *,
+    public_key: Path | None = None,
+    unsigned: bool = False,
+    gate: bool = False,
+    report: Callable[[str], None],
+) -> Verification:
+    """Check a release. `unsigned` accepts one without a signature; `gate` judges again from the evidence.
+
+    Raises IntegrityError at the first thing that does not hold, InputError when there is no release in `folder`.
+    """
+    if not (folder / MANIFEST_NAME).is_file():
+        raise InputError(f"{folder / MANIFEST_NAME}: missing; expected the folder of a release")
+    manifest = read_release_manifest(folder)
+    total = sum(entry["size"] for entry in manifest["files"])
+    report(f"{folder}: checking {len(manifest['files'])} files, {total / 1e6:.1f} MB")
+    digests = _digests(folder, public_key=public_key, unsigned=unsigned)
+    _check_files(folder, manifest, digests)
+    for entry in manifest["files"]:
+        _check_header(folder / entry["path"])
+    found = read_json_object(folder / GATE_NAME)
+    _check_judged(folder, manifest, found, digests)
+    card = verify_card(folder)
+    if gate:
+        report(f"{folder}: judging again from the evidence")
+        _judge_again(folder, found)
+    identity = manifest["identity"]
+    whose = None if unsigned else PUBLIC_KEY_NAME if public_key is None else str(public_key)
+    return Verification(
+        name=str(identity["name"]),
+        version=str(identity["version"]),
+        verdict=found["verdict"],
+        files=len(manifest["files"]),
+        total_bytes=total,
+        signed_by=whose,
+        numbers_in_card=len(card.numbers),
+        judged_again=gate,
+    )
+
+
+def _digests(folder: Path, *, public_key: Path | None, unsigned: bool) -> dict[str, str]:
+    """Path -> SHA-256 of every file on disk, as signed, or as hashed here when no signature is asked for."""
+    if not unsigned:
+        return verify_signature(folder, public_key=public_key)
+    if public_key is not None:
+        raise InputError("--public-key goes with a signature, and --unsigned asks for none; leave out one of them")
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    kept = [path for path in paths if not any(path == name or path.startswith(f"{name}/") for name in IGNORED)]
+    return {path: sha256_file(folder / path) for path in kept}
+
+
+def _check_files(folder: Path, manifest: dict[str, Any], digests: dict[str, str]) -> None:
+    advice = "fetch the release again"
+    promised = {entry["path"]: entry for entry in manifest["files"]}
+    required = [*REQUIRED, *([] if SIGNATURE_NAME not in _names(folder) else [PROVENANCE_NAME])]
+    for name in required:
+        if name not in promised:
+            raise IntegrityError(f"{folder / MANIFEST_NAME}: names no {name}, which every release has; {advice}")
+    for name in sorted({*promised, *digests} - {MANIFEST_NAME}):
+        if name not in promised:
+            raise IntegrityError(f"{folder / name}: not in {MANIFEST_NAME}; remove it, or {advice}")
+        if name not in digests:
+            raise IntegrityError(f"{folder / name}: missing, though {MANIFEST_NAME} names it; {advice}")
+        entry, size = promised[name], (folder / name).stat().st_size
+        if (entry["sha256"], entry["size"]) != (digests[name], size):
+            raise IntegrityError(
+                f"{folder / name}: sha256 is {digests[name][:12]}… ({size} bytes), {MANIFEST_NAME} says "
+                f"{entry['sha256'][:12]}… ({entry['size']} bytes); {advice}"
+            )
+    if MANIFEST_NAME not in digests:
+        raise IntegrityError(f"{folder / MANIFEST_NAME}: not among the signed files; {advice}")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _check_header(path: Path) -> None:
+    """Raises IntegrityError for a GGUF or safetensors file whose header is not sound, by bounded readers."""
+    if path.suffix == ".gguf":
+        read_header(path)
+    elif path.suffix == ".safetensors":
+        from karma_electric.safetensors_files import open_safetensors
+
+        open_safetensors(path)
+
+
+def _check_judged(folder: Path, manifest: dict[str, Any], gate: dict[str, Any], digests: dict[str, str]) -> None:
+    """The gate must have judged the files of this release, and the identity must name files that are there."""
+    identity, judged = manifest["identity"], gate.get("judged")
+    if gate.get("verdict") not in _VERDICTS or not isinstance(judged, dict):
+        raise IntegrityError(f"{folder / GATE_NAME}: holds no verdict of a gate; fetch the release again")
+    names = {
+        "weights_sha256": identity.get("judged"),
+        "axis_sha256": identity.get("axis"),
+        "evidence_sha256": EVIDENCE_NAME,
+    }
+    for key, name in names.items():
+        if name not in digests or judged.get(key) != digests[name]:
+            raise IntegrityError(
+                f"{folder / GATE_NAME}: judged.{key} is {str(judged.get(key))[:12]}…, which is not {name} of this "
+                "release; fetch the release again"
+            )
+
+
+def _judge_again(folder: Path, gate: dict[str, Any]) -> None:
+    from karma_electric.gate.run import check_same_verdict, replay_gate
+
+    try:
+        check_same_verdict(gate, replay_gate(folder / EVIDENCE_NAME))
+    except InputError as error:
+        raise IntegrityError(f"{error}; fetch the release again") from error
