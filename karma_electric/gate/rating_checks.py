@@ -203,7 +203,7 @@ class StyleCheck(ScoresCheck):
         for verdict in verdicts.values():
             worst = verdict if verdict == "fail" or (verdict == "inconclusive" and worst == "pass") else worst
         named = [style for style, verdict in verdicts.items() if verdict == worst]
-        reason = "" if worst == "pass" else f"{worst}: {', '.join(named)}"
+        reason = "" if worst == "pass" else ", ".join(named)
         return self.result(rows, f"every mean shift within {bar:g}", worst, figures, reason)
 
 
