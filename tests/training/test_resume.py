@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -19,83 +20,74 @@ from tests.training.sets import examples, recipe, write_set
 REPOSITORY = Path(__file__).parent.parent.parent
 STEPS = 9  # 12 rows, 4 a step, 3 epochs
 SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
+import karma_electric.training.build
 from karma_electric.training import trainer
 from karma_electric.training.qlora import train_adapter
 from tests.training.sets import recipe
-base, train_set, output, store = map(Path, sys.argv[1:5])
-kill_step, where = int(sys.argv[5]), sys.argv[6]
-lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj", "down_proj"]}
 
-def die(*_):
+def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-if where == "saving":  # between a checkpoint's files
+def train(base, train_set, folder, kill_step, where):
     save = trainer.torch.save
     def cut(state, buffer):
-        if len(state["curve"]) == kill_step:
-            die()
+        if where == "saving" and len(state["curve"]) == kill_step:
+            die()  # before a checkpoint is whole
         save(state, buffer)
     trainer.torch.save = cut
-def report(line):
-    if where == "step" and f"step {kill_step} " in line:
-        die()
-train_adapter(base, train_set, output / "adapter", params=recipe(epochs=3, lora=lora), loss_curve=output / "curve.json",
-              report=report, store=store, checkpoint_every_step=True)
+    def report(line):
+        if where == "step" and f"step {kill_step} of" in line:
+            die()
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.1, "targets": ["q_proj", "v_proj", "down_proj"]}
+    train_adapter(base, train_set, folder / "out" / "adapter", params=recipe(epochs=3, lora=lora), report=report,
+                  loss_curve=folder / "out" / "curve.json", store=folder / "store", checkpoint_every_step=True)
+
+base, train_set = map(Path, sys.argv[1:3])
+statuses = []
+for folder, kill_step, where in json.loads(sys.argv[3]):
+    process = os.fork()  # the libraries are loaded once
+    if not process:
+        train(base, train_set, Path(folder), kill_step, where)
+        os._exit(0)
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+print(json.dumps(statuses))
 """
-
-
-def train(folder: Path, base: Path, train_set: Path, store: Path, kill_step: int = 0, where: str = "step") -> int:
-    folder.mkdir(exist_ok=True)
-    arguments = [str(base), str(train_set), str(folder), str(store), str(kill_step), where]
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        check=False,
-    ).returncode
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
-    folder = tmp_path_factory.mktemp("whole")
-    train_set = write_set(folder / "set.jsonl", examples())
-    assert train(folder / "out", tiny_llama, train_set, folder / "store") == 0
-    return train_set, contents(folder / "out")
-
-
-def kills(count: int) -> list[tuple[int, str]]:
+def kill_and_resume(base: Path, folder: Path, count: int) -> None:
+    """One run that is left alone, and `count` that are killed, with SIGKILL, and run again."""
     drawn = random.Random(7)
-    return [(drawn.randint(1, STEPS), drawn.choice(["step", "saving"])) for _ in range(count)]
+    train_set = write_set(folder / "set.jsonl", examples())
+    jobs: list[tuple[str, int, str]] = [(str(folder / "whole"), 0, "never")]
+    for number in range(count):
+        place = str(folder / f"{number}")
+        jobs += [(place, drawn.randint(1, STEPS), drawn.choice(["step", "saving"])), (place, 0, "never")]
+    finished = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(base), str(train_set), json.dumps(jobs)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(finished.stdout) == [0, *[-signal.SIGKILL, 0] * count]
+    expected = contents(folder / "whole" / "out")
+    assert len(expected) == 4
+    for number in range(count):
+        assert contents(folder / f"{number}" / "out") == expected, jobs[1 + 2 * number]
 
 
-def killed_and_resumed(
-    tiny_llama: Path, tmp_path: Path, uninterrupted: tuple[Path, dict[str, bytes]], step: int, where: str
-) -> None:
-    train_set, expected = uninterrupted
-    assert train(tmp_path / "out", tiny_llama, train_set, tmp_path / "store", step, where) == -signal.SIGKILL
-    assert contents(tmp_path / "out") == {}
-    assert train(tmp_path / "out", tiny_llama, train_set, tmp_path / "store") == 0
-    assert contents(tmp_path / "out") == expected
-
-
-@pytest.mark.parametrize(("step", "where"), kills(3))
-def test_killed_at_any_step_the_next_run_ends_in_the_same_bytes(
-    tiny_llama: Path, tmp_path: Path, uninterrupted: tuple[Path, dict[str, bytes]], step: int, where: str
-) -> None:
-    killed_and_resumed(tiny_llama, tmp_path, uninterrupted, step, where)
+def test_killed_at_any_step_the_next_run_ends_in_the_same_bytes(tiny_llama: Path, tmp_path: Path) -> None:
+    kill_and_resume(tiny_llama, tmp_path, 3)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("step", "where"), kills(30)[3:])
-def test_killed_at_thirty_points(
-    tiny_llama: Path, tmp_path: Path, uninterrupted: tuple[Path, dict[str, bytes]], step: int, where: str
-) -> None:
-    killed_and_resumed(tiny_llama, tmp_path, uninterrupted, step, where)
+def test_killed_at_thirty_points(tiny_llama: Path, tmp_path: Path) -> None:
+    kill_and_resume(tiny_llama, tmp_path, 30)
 
 
 def test_the_next_run_goes_on_and_a_damaged_checkpoint_is_not_used(tiny_llama: Path, tmp_path: Path) -> None:
