@@ -39,7 +39,10 @@ def fetch_release(repo_id: str, folder: Path, *, revision: str = "main") -> dict
         snapshot_download(repo_id, revision=revision, local_dir=folder, max_workers=4)
         if not HfApi().file_exists(repo_id, YANKED_NAME, revision="main"):
             return {}
-        return {version: str(reason) for version, reason in read_json_object(Path(hf_hub_download(repo_id, YANKED_NAME))).items()}
+        return {
+            version: str(reason)
+            for version, reason in read_json_object(Path(hf_hub_download(repo_id, YANKED_NAME))).items()
+        }
     except RevisionNotFoundError:
         raise InputError(f"{repo_id}: has no revision {revision!r}; give one of its tags") from None
     except RepositoryNotFoundError:

@@ -60,9 +60,7 @@ def public_key_of(private_key: Path) -> bytes:
         raise SetupError(f"{private_key}: no private key in PEM without a password; {advice}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise SetupError(f"{private_key}: no key of an elliptic curve; {advice}")
-    return key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def verify_signature(folder: Path, *, public_key: Path | None = None) -> dict[str, str]:
@@ -86,7 +84,9 @@ def verify_signature(folder: Path, *, public_key: Path | None = None) -> dict[st
         raise
     except Exception as error:  # the library raises what its parsers and OpenSSL raise
         reason = str(error) or type(error).__name__
-        raise IntegrityError(f"{folder}: the signature does not hold ({reason[:300]}); fetch the release again") from None
+        raise IntegrityError(
+            f"{folder}: the signature does not hold ({reason[:300]}); fetch the release again"
+        ) from None
     return signed
 
 
