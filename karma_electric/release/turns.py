@@ -91,7 +91,7 @@ def _turns(template: ChatTemplate, where: str) -> Turns:
         raise InputError(f"{where}: the chat template writes no header of the answer after the last message")
     generation = whole[len(bare) :]
     after_user = _around(bare, first, where)
-    others = {}
+    others: dict[str, tuple[str, str]] = {}
     for role in _ROLES:
         text = template.render((Message("user", first), Message(role, second)), add_generation_prompt=False)
         if not text.startswith(bare):

@@ -110,7 +110,7 @@ def test_evidence_that_was_swapped_with_its_hashes_is_refused_by_the_gate(releas
 @pytest.mark.parametrize("name", ["model.sig", "manifest.json", "gate.json", "provenance.json", "tiny-v8-Q8_0.gguf"])
 def test_a_missing_file_is_refused(release: Path, key: Path, name: str) -> None:
     (release / name).unlink()
-    with pytest.raises(InputError if name == "manifest.json" else IntegrityError, match="missing|does not hold"):
+    with pytest.raises(InputError if name == "manifest.json" else IntegrityError, match=r"missing|does not hold"):
         check(release, key)
 
 
@@ -211,7 +211,8 @@ def survivors(folder: Path, key: Path, changes: Iterator[tuple[str, int, int]]) 
             check(folder, key)
             unseen.append((name, place, bit))
         except KarmaError as error:
-            assert error.exit_code == 6, error
+            if error.exit_code != 6:
+                raise
         flip(folder / name, place, bit)
     check(folder, key)
     return unseen
