@@ -11,6 +11,7 @@ import yaml
 
 from karma_electric.errors import InputError
 from karma_electric.integrity import write_manifest
+from karma_electric.recipe import read_recipe
 from karma_electric.release.build import ReleaseInputs, build_release
 from karma_electric.release.licenses import license_files
 from karma_electric.release.params import ReleaseParams
@@ -67,3 +68,13 @@ def test_another_base_brings_its_own(tmp_path: Path) -> None:
 def test_a_licence_without_its_text_is_refused() -> None:
     with pytest.raises(InputError, match=r"base\.license: found 'gemma'"):
         license_files("gemma", title="Tiny", base_repo="org/small")
+
+
+def test_the_recipe_is_asked_before_anything_is_trained(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "profiles/llama31-8b.yaml").read_text("utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text, "utf-8")
+    assert read_recipe(path).release.title.startswith("Llama ")
+    path.write_text(text.replace("title: Llama Karma", "title: Karma"), "utf-8")
+    with pytest.raises(InputError, match=r"params\.yaml: release\.title: found 'Karma Electric 8B'"):
+        read_recipe(path)
