@@ -207,8 +207,8 @@ def make_key(folder: Path, name: str = "key") -> tuple[Path, Path]:
     """A private and a public key, by openssl."""
     folder.mkdir(parents=True, exist_ok=True)
     private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
-    make: list[str | Path] = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private]
-    for command in (make, ["openssl", "ec", "-in", private, "-pubout", "-out", public]):
+    make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    for command in (make, ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]):
         subprocess.run(command, check=True, capture_output=True)
     return private, public
 
