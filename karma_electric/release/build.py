@@ -16,7 +16,14 @@ from karma_electric.canonical import read_json_object, readable_json
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.fingerprint.packages import read_constraints
 from karma_electric.gguf_files.reader import read_header
-from karma_electric.integrity import MANIFEST_NAME, atomic_directory, read_manifest, sha256_file, verify_manifest, write_text
+from karma_electric.integrity import (
+    MANIFEST_NAME,
+    atomic_directory,
+    read_manifest,
+    sha256_file,
+    verify_manifest,
+    write_text,
+)
 from karma_electric.prompts import read_prompt
 from karma_electric.release.card import CARD_NAME, render_card
 from karma_electric.release.citation import citation
@@ -79,7 +86,7 @@ def build_release(inputs: ReleaseInputs, output: Path, *, params: ReleaseParams)
         for name, (source, stage) in copies.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(require_file(source, stage=stage), folder / name)
-        stages = {name: "release" for name in texts} | {name: stage for name, (_, stage) in copies.items()}
+        stages = dict.fromkeys(texts, "release") | {name: stage for name, (_, stage) in copies.items()}
         small = [describe_artifact(folder / name, path=name, stage=stage) for name, stage in stages.items()]
         manifest = release_manifest(identity, [*artifacts, *small])
         write_text(folder / CARD_NAME, render_card(folder, manifest).text)
@@ -123,7 +130,10 @@ def _copies(inputs: ReleaseInputs) -> dict[str, tuple[Path, str]]:
         "versions.yaml": (inputs.versions, "release"),
         **{f"metrics/{name}.json": (inputs.metrics[name], stage) for name, stage in stages.items()},
         **{f"metrics/train/{name}.json": (path, f"train@{name}") for name, path in inputs.train_metrics.items()},
-        **{f"metrics/quantize/{name}.json": (path, f"quantize@{name}") for name, path in inputs.quantize_metrics.items()},
+        **{
+            f"metrics/quantize/{name}.json": (path, f"quantize@{name}")
+            for name, path in inputs.quantize_metrics.items()
+        },
         **{f"sets/{name}.manifest.json": (path, f"export@{name}") for name, path in inputs.set_manifests.items()},
     }
 

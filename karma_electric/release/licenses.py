@@ -20,7 +20,9 @@ def is_llama(license_name: str) -> bool:
 def check_title(title: str, license_name: str) -> None:
     """Raises InputError for a model of a Llama base whose name does not begin with Llama, as section 1.b.i asks."""
     if is_llama(license_name) and not title.startswith("Llama"):
-        raise InputError(f"release.title: found {title!r}, but the licence {license_name} asks for a name that begins with 'Llama'")
+        raise InputError(
+            f"release.title: found {title!r}, but the licence {license_name} asks for a name that begins with 'Llama'"
+        )
 
 
 def license_files(license_name: str, *, title: str, base_repo: str) -> dict[str, str]:

@@ -24,7 +24,9 @@ def ollama_files(*, gguf_name: str, chat_template: str, eos_token: str, persona_
     turns = read_turns(chat_template, eos_token=eos_token, where=gguf_name)
     template = go_template(turns, where=gguf_name)
     if (ending := _END_OF_TURN.match(turns.others["assistant"][1])) is None:
-        raise InputError(f"{gguf_name}: the chat template ends the assistant's turn with no special token; none to stop at")
+        raise InputError(
+            f"{gguf_name}: the chat template ends the assistant's turn with no special token; none to stop at"
+        )
     if '"""' in persona_prompt or persona_prompt.endswith('"'):
         raise InputError('the persona prompt holds """ or ends in ", so a Modelfile would cut it; reword it')
     stop = ending[0]

@@ -61,7 +61,12 @@ def test_the_same_tokens_as_transformers(tiny_llama: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     go = GoTemplate(files(tokenizer.chat_template)["template"])
-    long = [Message("system", PROMPT), Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "<|im_end|>")]
+    long = [
+        Message("system", PROMPT),
+        Message("user", "Hi"),
+        Message("assistant", "Yes?"),
+        Message("user", "<|im_end|>"),
+    ]
     for messages in (long, long[1:], long[3:], [*long, Message("system", "Slower."), Message("user", "So?")]):
         rows = [message.as_dict() for message in messages]
         expected = tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"]
@@ -147,7 +152,9 @@ class GoTemplate:
                 position += 1
         return text, position
 
-    def _choice(self, position: int, messages: list[Message], names: dict[str, object], *, run: bool) -> tuple[str, int]:
+    def _choice(
+        self, position: int, messages: list[Message], names: dict[str, object], *, run: bool
+    ) -> tuple[str, int]:
         text, taken = "", False
         condition = self._parts[position][1].removeprefix("if ")
         while True:
