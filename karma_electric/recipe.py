@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from karma_electric.adapters.params import InterpolateParams
 from karma_electric.axis.params import AcapParams, AxisParams
 from karma_electric.base_model.params import BaseParams
-from karma_electric.errors import shown
+from karma_electric.errors import InputError, shown
 from karma_electric.gate.params import GateParams
 from karma_electric.gguf_files.params import QuantizeParams
 from karma_electric.parameters import Parameters, parse_parameters, read_yaml
+from karma_electric.release.licenses import check_title
 from karma_electric.release.params import ReleaseParams
 from karma_electric.training.params import TrainParams
 from karma_electric.training_db.params import ExportParams
@@ -44,6 +45,10 @@ class Recipe(Parameters):
         for key, name in (("from", self.interpolate.from_), ("to", self.interpolate.to)):
             if name not in self.sets:
                 raise ValueError(f"interpolate.{key}: found {name!r}, expected one of the sets {', '.join(self.sets)}")
+        try:
+            check_title(self.release.title, self.base.license)
+        except InputError as error:
+            raise ValueError(str(error)) from None
         types = self.quantize.types
         if len(set(types)) != len(types):
             raise ValueError(f"quantize.types: found {types}, expected each type once")

@@ -86,7 +86,7 @@ def build_release(inputs: ReleaseInputs, output: Path, *, params: ReleaseParams)
         for name, (source, stage) in copies.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(require_file(source, stage=stage), folder / name)
-        stages = {name: "release" for name in texts} | {name: stage for name, (_, stage) in copies.items()}
+        stages = dict.fromkeys(texts, "release") | {name: stage for name, (_, stage) in copies.items()}
         small = [describe_artifact(folder / name, path=name, stage=stage) for name, stage in stages.items()]
         manifest = release_manifest(identity, [*artifacts, *small])
         write_text(folder / CARD_NAME, render_card(folder, manifest).text)

@@ -39,10 +39,8 @@ def fetch_release(repo_id: str, folder: Path, *, revision: str = "main") -> dict
         snapshot_download(repo_id, revision=revision, local_dir=folder, max_workers=4)
         if not HfApi().file_exists(repo_id, YANKED_NAME, revision="main"):
             return {}
-        return {
-            version: str(reason)
-            for version, reason in read_json_object(Path(hf_hub_download(repo_id, YANKED_NAME))).items()
-        }
+        yanked = read_json_object(Path(hf_hub_download(repo_id, YANKED_NAME)))
+        return {version: str(reason) for version, reason in yanked.items()}
     except RevisionNotFoundError:
         raise InputError(f"{repo_id}: has no revision {revision!r}; give one of its tags") from None
     except RepositoryNotFoundError:
@@ -51,7 +49,7 @@ def fetch_release(repo_id: str, folder: Path, *, revision: str = "main") -> dict
         raise
     except Exception as error:  # the client's errors share no class of their own; their text may hold an address only
         raise SetupError(
-            f"{repo_id}: cannot be fetched ({type(error).__name__}); is the hub reachable, and is there room on the disk?"
+            f"{repo_id}: cannot be fetched ({type(error).__name__}); is the hub reachable, and the disk not full?"
         ) from None
     finally:
         if not bars_were_off:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,10 @@ def _described(folder: Path) -> dict[str, Any]:
     manifest = read_release_manifest(folder)
     known = {entry["path"]: Artifact(**entry) for entry in manifest["files"]}
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    described = [
-        describe_artifact(folder / path, path=path, stage=known[path].stage if path in known else PUBLISH_STAGE)
-        for path in paths
-        if path != MANIFEST_NAME
-    ]
+
+    def describe(path: str) -> Artifact:
+        return describe_artifact(folder / path, path=path, stage=known[path].stage if path in known else PUBLISH_STAGE)
+
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        described = list(pool.map(describe, (path for path in paths if path != MANIFEST_NAME)))
     return release_manifest(manifest["identity"], described)

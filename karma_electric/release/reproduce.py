@@ -9,7 +9,10 @@ from typing import Any
 FORM = "karma-reproduce-1"
 
 # JSON is YAML, so the recipe in reproduce.json is a params.yaml as it stands.
-_TAKE_RECIPE = "python -c \"import json; json.dump(json.load(open('reproduce.json'))['recipe'], open('params.yaml', 'w'), indent=2)\""
+_TAKE_RECIPE = (
+    "python -c \"import json; recipe = json.load(open('reproduce.json'))['recipe']; "
+    "json.dump(recipe, open('params.yaml', 'w'), indent=2)\""
+)
 
 
 def reproduction(

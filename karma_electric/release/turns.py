@@ -65,17 +65,17 @@ def go_template(turns: Turns, *, where: str) -> str:
     Raises InputError for text that a Go template would read as an action.
     """
     texts = [turns.opening, turns.generation, *turns.system_first, *(t for pair in turns.others.values() for t in pair)]
-    if any("{{" in text or '"""' in text for text in texts):
+    if any("{{" in text or text.endswith("{") or '"""' in text for text in texts):
         raise InputError(f'{where}: the chat template writes {{{{ or """, which a Modelfile cannot hold')
     system, user, assistant = (_written(turns.others[role]) for role in _ROLES)
+    branches = [('eq $m.Role "system"', system), ('eq $m.Role "user"', user)]
+    if turns.system_first != turns.others["system"]:
+        branches.insert(0, ('and (eq $i 0) (eq $m.Role "system")', _written(turns.system_first)))
     opening = f'{{{{ if and (eq $i 0) (ne $m.Role "system") }}}}{turns.opening}{{{{ end }}}}' if turns.opening else ""
-    first = _written(turns.system_first)
+    choice = "{{ else ".join(f"if {condition} }}}}{text}" for condition, text in branches)
     return (
         f"{{{{ range $i, $m := .Messages }}}}{opening}"
-        f'{{{{ if and (eq $i 0) (eq $m.Role "system") }}}}{first}'
-        f'{{{{ else if eq $m.Role "system" }}}}{system}'
-        f'{{{{ else if eq $m.Role "user" }}}}{user}'
-        f"{{{{ else }}}}{assistant}{{{{ end }}}}{{{{ end }}}}{turns.generation}"
+        f"{{{{ {choice}{{{{ else }}}}{assistant}{{{{ end }}}}{{{{ end }}}}{turns.generation}"
     )
 
 
@@ -91,7 +91,7 @@ def _turns(template: ChatTemplate, where: str) -> Turns:
         raise InputError(f"{where}: the chat template writes no header of the answer after the last message")
     generation = whole[len(bare) :]
     after_user = _around(bare, first, where)
-    others = {}
+    others: dict[str, tuple[str, str]] = {}
     for role in _ROLES:
         text = template.render((Message("user", first), Message(role, second)), add_generation_prompt=False)
         if not text.startswith(bare):

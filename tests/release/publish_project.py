@@ -23,7 +23,14 @@ from karma_electric.suites.items import read_suites
 from tests.gate.scripted_engine import ScriptedEngine, peaked
 from tests.gate.test_planted_failures import PARAMS as STRICT
 from tests.gate.test_planted_failures import PROMPTS
-from tests.release.release_files import PARAMS, make_inputs, write_bytes, write_gguf_header, write_json
+from tests.release.release_files import (
+    PARAMS,
+    make_inputs,
+    write_bytes,
+    write_gguf_header,
+    write_json,
+    write_safetensors,
+)
 from tests.suites.suite_files import (
     REPOSITORY,
     boundary_row,
@@ -83,7 +90,7 @@ def make_project(root: Path, *, verdict: str = "pass", seed: int = 0) -> Path:
     weights, axis = inputs.gguf_files["Q8_0"], inputs.axis_files[0]
     if seed:
         write_gguf_header(weights, seed=seed)
-        inputs.axis_files[-1].write_bytes(f"projections {seed}".encode())
+        write_safetensors(inputs.axis_files[-1], seed)
     params = EASY if verdict == "pass" else EASY.model_copy(update={"reward_hacking_rate": 0.9})
     result = gate_result(weights, axis, params, knows_pairs=verdict != "fail")
     assert result.verdict == verdict, [(check.name, check.verdict, check.reason) for check in result.checks]

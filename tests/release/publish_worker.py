@@ -38,7 +38,8 @@ class Worker:
         self._process = process
 
     def karma(self, *words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(json.dumps({"folder": str(folder), "words": [str(word) for word in words]}) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())

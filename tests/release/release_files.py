@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,17 @@ import gguf
 import numpy as np
 
 from karma_electric.engines.protocol import EngineIdentity
-from karma_electric.gate.intervals import Interval
+from karma_electric.gate.evidence_file import evidence_bytes
 from karma_electric.gate.report import gate_report
-from karma_electric.gate.results import CheckResult, Evidence, GateResult
+from karma_electric.gate.results import GateResult
 from karma_electric.integrity import sha256_file, write_manifest
-from karma_electric.release.build import ReleaseInputs
+from karma_electric.release.build import ReleaseInputs, build_release
+from karma_electric.release.finishing import finish_release
+from karma_electric.release.manifest import read_release_manifest
 from karma_electric.release.params import ReleaseParams
+from tests.gate.scripted_engine import ScriptedEngine, saying
+from tests.gate.test_planted_failures import PARAMS as GATE_PARAMS
+from tests.gate.test_planted_failures import gate, scoring
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -65,18 +74,28 @@ def write_bytes(path: Path, data: bytes) -> Path:
     return path
 
 
-def adapter(folder: Path, data: bytes) -> Path:
-    write_bytes(folder / "adapter_model.safetensors", data)
+def adapter(folder: Path, seed: int) -> Path:
+    write_safetensors(folder / "adapter_model.safetensors", seed)
     write_bytes(folder / "adapter_config.json", b"{}")
     write_manifest(folder, {"kind": "adapter"})
     return folder
 
 
-def gate_of(gguf_file: Path, axis: Path, verdict: str = "inconclusive") -> GateResult:
+@functools.cache
+def _judged() -> GateResult:
+    """A whole gate over an engine of fixed answers: every check, and evidence that can be judged again."""
+    return gate(ScriptedEngine(scores=scoring(9, 3), answers=saying("No.")))
+
+
+def gate_of(gguf_file: Path, axis: Path) -> GateResult:
+    """The gate's result, about these files."""
     identity = EngineIdentity("llama.cpp", "b1", sha256_file(gguf_file), sha256_file(axis))
-    interval = Interval(0.7354, 1.0)
-    check: Any = CheckResult("reward_hacking", ">= 90%", 12, 12, interval, verdict, "12 items")  # type: ignore[arg-type]
-    return GateResult([check], [Evidence("reward_hacking", "a-1", "b", True, {}, {}, {})], identity, None)
+    return dataclasses.replace(_judged(), engine=identity)
+
+
+def write_safetensors(path: Path, seed: int) -> Path:
+    header = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'.ljust(56)
+    return write_bytes(path, len(header).to_bytes(8, "little") + header + bytes([seed] * 4))
 
 
 def make_inputs(folder: Path) -> ReleaseInputs:
@@ -93,11 +112,16 @@ def make_inputs(folder: Path) -> ReleaseInputs:
         kind: write_gguf_header(models / "gguf" / f"tiny-v8-{kind}.gguf", seed=number)
         for number, kind in enumerate(("Q8_0", "Q4_K_M"))
     }
-    names = ("bodhisattva_axis_v8.gguf", "bodhisattva_axis_v8.pt", "axis.safetensors", "projections.safetensors")
-    axis_files = tuple(write_bytes(models / "axis" / name, name.encode()) for name in names)
-    gate = gate_of(gguf_files["Q8_0"], axis_files[0])
-    evidence = write_bytes(models / "evidence" / "gate.jsonl", b"{}\n")
-    (folder / "gate.md").write_text(gate_report(gate), "utf-8")
+    axis_files = (
+        write_gguf_header(models / "axis" / "bodhisattva_axis_v8.gguf", seed=7),
+        write_bytes(models / "axis" / "bodhisattva_axis_v8.pt", b"a pickle"),
+        write_safetensors(models / "axis" / "axis.safetensors", 8),
+        write_safetensors(models / "axis" / "projections.safetensors", 9),
+    )
+    result = gate_of(gguf_files["Q8_0"], axis_files[0])
+    hashes = {"persona": "1" * 64, "evaluator": "2" * 64}
+    evidence = write_bytes(models / "evidence" / "gate.jsonl", evidence_bytes(result, GATE_PARAMS, hashes))
+    (folder / "gate.md").write_text(gate_report(result), "utf-8")
     sources = {"v6": "data/training.db", "v7": "data/sets/v6.jsonl", "v8": "data/sets/v7.jsonl", "v9": "data/v8.jsonl"}
     manifests = {
         name: write_json(
@@ -111,7 +135,7 @@ def make_inputs(folder: Path) -> ReleaseInputs:
     return ReleaseInputs(
         base_manifest=models / "base" / "manifest.json",
         merged=models / "merged",
-        adapters={name: adapter(models / "adapters" / name, name.encode()) for name in ("v6", "v8", "blend")},
+        adapters={n: adapter(models / "adapters" / n, seed) for seed, n in enumerate(("v6", "v8", "blend"))},
         gguf_files=gguf_files,
         judged_type="Q8_0",
         axis_files=axis_files,
@@ -125,7 +149,7 @@ def make_inputs(folder: Path) -> ReleaseInputs:
             ),
             "merge": write_json(metrics / "merge.json", {}),
             "acap": write_json(metrics / "acap.json", acap),
-            "gate": write_json(metrics / "gate.json", gate.as_metrics(evidence_sha256=sha256_file(evidence))),
+            "gate": write_json(metrics / "gate.json", result.as_metrics(evidence_sha256=sha256_file(evidence))),
         },
         quantize_metrics={
             kind: write_json(
@@ -162,3 +186,36 @@ def input_files(inputs: ReleaseInputs) -> Iterator[Path]:
     yield from (path for name, path in inputs.metrics.items() if name != "merge")
     yield inputs.gate_report
     yield inputs.evidence
+
+
+def stage(inputs: ReleaseInputs, folder: Path) -> Path:
+    """The release with its large files beside it and a provenance, as it is before it is finished."""
+    build_release(inputs, folder, params=PARAMS)
+    found = {path.name: path for path in (*inputs.gguf_files.values(), *inputs.axis_files)}
+    found["evidence/gate.jsonl"] = inputs.evidence
+    for name, adapter_folder in inputs.adapters.items():
+        found |= {f"adapters/{name}/{path.name}": path for path in adapter_folder.iterdir()}
+    for entry in read_release_manifest(folder)["files"]:
+        if entry["path"] in found:
+            (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found[entry["path"]], folder / entry["path"])
+    write_json(folder / "provenance.json", {"commit": "a" * 40, "dvc_lock_sha256": "b" * 64, "override": None})
+    return folder
+
+
+def make_key(folder: Path, name: str = "key") -> tuple[Path, Path]:
+    """A private and a public key, by openssl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    make = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
+    for command in (make, ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]):
+        subprocess.run(command, check=True, capture_output=True)
+    return private, public
+
+
+def signed_release(folder: Path) -> tuple[Path, Path]:
+    """A finished, signed release and its public key."""
+    private, public = make_key(folder / "keys")
+    release = stage(make_inputs(folder / "project"), folder / "release")
+    finish_release(release, private_key=private)
+    return release, public
