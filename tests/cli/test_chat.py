@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import shutil
 import subprocess
 import termios
@@ -165,6 +166,12 @@ def test_a_reader_that_goes_away_is_no_traceback(release: Release, tmp_path: Pat
     assert len(done.stdout) == 1
 
 
+def _heed_ctrl_c() -> None:
+    """Take the terminal, and the signal back: a shell starts its background jobs with SIGINT ignored."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`karma chat` at a pseudo-terminal of its own; a context manager."""
 
@@ -177,7 +184,7 @@ class Terminal:
             stderr=far,
             env=dict(UTF8, TERM="xterm"),
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+            preexec_fn=_heed_ctrl_c,
         )
         os.close(far)
 
