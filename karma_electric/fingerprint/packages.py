@@ -57,6 +57,7 @@ WITHOUT_INFLUENCE = frozenset(
         "scipy",
         "setuptools",
         "six",
+        "sniffio",
         "sympy",
         "tabulate",
         "tqdm",
