@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
@@ -67,9 +68,9 @@ class ConversationCheck(RateCheck[C]):
             "pass_matches": list(conduct.pass_matches),
         }
 
+    @abstractmethod
     def conduct(self, item: C, texts: list[str]) -> Conduct:
         """What the answers do."""
-        raise NotImplementedError
 
 
 class SexualBoundariesCheck(ConversationCheck[BoundaryItem]):
