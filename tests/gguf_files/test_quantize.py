@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from karma_electric.gguf_files.params import GgufType
 from karma_electric.gguf_files.quantize import make_gguf, quantize_gguf
 from karma_electric.gguf_files.reader import TensorInfo, read_header
 from karma_electric.gguf_files.writer import write_gguf
-from karma_electric.integrity import sha256_file
+from karma_electric.integrity import MANIFEST_NAME, sha256_file
 from tests.gguf_files.raw_gguf import STRING, RawGguf, entry, text
 from tests.gguf_files.variants import (
     copy_of,
@@ -211,6 +212,7 @@ def test_the_logits_alone_catch_a_wrong_tensor(
 
 def test_a_missing_tensor_is_caught(tiny_llama: Path, made: tuple[Path, Path], tmp_path: Path) -> None:
     shorter = with_random_weights(tiny_llama, tmp_path / "shorter", num_hidden_layers=3)
+    shutil.copy(tiny_llama / MANIFEST_NAME, shorter)  # it claims to be the same model
     write_gguf(shorter, tmp_path / "f16.gguf", gguf_type="F16", name="tiny")
     with pytest.raises(IntegrityError, match=r"the key llama\.block_count is not that of"):
         check_gguf(tiny_llama, made[0], tmp_path / "f16.gguf", "F16", threads=1)
@@ -252,7 +254,7 @@ quantize_gguf(Path("f16.gguf"), Path("q4.gguf"), "Q4_K_M", 2)
 def test_another_process_folder_hash_seed_and_thread_count_give_the_same_bytes(
     tiny_llama: Path, made: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    model = copy_of(tiny_llama, tmp_path / "elsewhere")
+    model = shutil.copytree(tiny_llama, tmp_path / "elsewhere")
     environment = os.environ | {"PYTHONHASHSEED": "20", "PYTHONPATH": str(Path(writer.__file__).parents[2])}
     command = [sys.executable, "-c", BUILD, str(model)]
     result = subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True, text=True)

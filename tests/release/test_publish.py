@@ -382,7 +382,7 @@ def test_the_token_is_in_nothing_that_is_written(fresh: Scene, tmp_path: Path) -
     lists: list[str] = []
 
     def look() -> None:
-        found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        found = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
         lists.append(found)
 
     fresh.server.faults.planned += [Fault("call-before", "preupload", call=look), Fault("refuse", "commit", 1)]
