@@ -25,22 +25,3 @@ def test_a_profile_replaces_the_recipe_and_refuses_over_uncommitted_edits(tmp_pa
     assert recipe.read_bytes() == (project.folder / "profiles/llama31-8b.yaml").read_bytes()
     missing = project.run("make", "profile", "NAME=nothing", ok=False)
     assert "profiles/nothing.yaml: missing; there are llama31-8b" in missing.stderr
-
-
-def test_check_fails_on_changes_that_are_not_in_the_database_file(tmp_path: Path) -> None:
-    project = Project(tmp_path / "project")
-    tools = project.folder / ".venv/bin"
-    (project.folder / "data").mkdir(parents=True)
-    tools.mkdir(parents=True)
-    (project.folder / "Makefile").write_bytes((REPOSITORY / "Makefile").read_bytes())
-    for name in ("python", "ruff", "mypy"):  # what `make check` calls afterwards; here everything is well
-        (tools / name).write_text("#!/bin/sh\n")
-        (tools / name).chmod(0o755)
-    log = project.folder / "data/training.db-wal"
-    log.write_bytes(b"")
-    check = ("make", "--assume-old=install", "check")
-    project.run(*check)
-    log.write_bytes(b"a change")
-    refused = project.run(*check, ok=False)
-    assert refused.returncode != 0
-    assert "data/training.db-wal: holds changes that the file in git lacks; run karma db upgrade" in refused.stderr
