@@ -97,9 +97,7 @@ def sweep(
     params: Annotated[Path, typer.Option(help="The recipe, for the layers.")] = Path("params.yaml"),
     percentile: Annotated[
         list[float] | None,
-        typer.Option(
-            help="Of the persona's tokens; may be repeated. Without it and --k-sigma: 25, 50, 75, 90, and k 1."
-        ),
+        typer.Option(help="Of the persona's tokens; may be repeated. Without both rules: 25, 50, 75, 90, k 1."),
     ] = None,
     k_sigma: Annotated[list[float] | None, typer.Option(help="tau = mean - k std; may be repeated.")] = None,
     alpha: Annotated[list[float] | None, typer.Option(help="May be repeated; 0.5 and 1 without it.")] = None,
