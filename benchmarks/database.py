@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def measure(folder: Path, rows: int) -> list[Measured]:
     for name, words, target in (
         ("stats", ["stats"], 1.0),
         ("search", ["search", "don't"], 0.2),
-        ("search, frequent words", ["search", words_of(file)], 0.2),
+        ("search, the two most frequent words", ["search", most_frequent_words(file)], 0.2),
         ("show", ["show", f"example-{rows // 2:06}"], 0.1),
     ):
         done = fastest(*words, *with_database)
@@ -123,10 +124,12 @@ def measure(folder: Path, rows: int) -> list[Measured]:
     return found
 
 
-def words_of(file: Path) -> str:
-    """Two words of the first row."""
+def most_frequent_words(file: Path) -> str:
+    """Two words that stand in nearly every row: the worst that can be ranked."""
     with file.open(encoding="utf-8") as stream:
-        return " ".join(json.loads(stream.readline())["conversations"][0]["content"].split()[:2])
+        rows = [json.loads(line)["conversations"] for line in itertools.islice(stream, 1000)]
+    counts = Counter(word for turns in rows for turn in turns for word in turn["content"].split())
+    return " ".join(word for word, _ in counts.most_common(2))
 
 
 def main() -> None:

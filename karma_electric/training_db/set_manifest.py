@@ -11,6 +11,8 @@ from typing import Self
 
 from karma_electric.integrity import atomic_file
 
+_ROWS_AT_ONCE = 1000
+
 
 class SetManifest:
     """Takes the rows one by one and keeps them on disk, so that memory does not grow with the set.
@@ -21,8 +23,9 @@ class SetManifest:
 
     def __init__(self) -> None:
         self._categories: Counter[str] = Counter()
+        self._waiting: list[tuple[str, str]] = []
         self._database = sqlite3.connect("")  # a temporary file, removed when it is closed
-        self._database.execute("CREATE TABLE rows (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE rows (id TEXT NOT NULL, sha256 TEXT NOT NULL)")
 
     def __enter__(self) -> Self:
         return self
@@ -32,11 +35,14 @@ class SetManifest:
 
     def add(self, id_: str, category: str, sha256: str) -> None:
         """A row; its id is new."""
-        self._database.execute("INSERT INTO rows VALUES (?, ?)", (id_, sha256))
+        self._waiting.append((id_, sha256))
         self._categories[category] += 1
+        if len(self._waiting) == _ROWS_AT_ONCE:
+            self._store()
 
     def write(self, path: Path, *, file_sha256: str) -> None:
         """Write the manifest atomically."""
+        self._store()
         root = hashlib.sha256()
         for (sha256,) in self._database.execute("SELECT sha256 FROM rows ORDER BY id"):
             root.update(sha256.encode("ascii"))
@@ -47,10 +53,15 @@ class SetManifest:
             "categories": dict(sorted(self._categories.items())),
         }
         text = json.dumps(head, ensure_ascii=False, indent=2).removesuffix("\n}")
+        encode = json.encoder.encode_basestring
         with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(f'{text},\n  "row_sha256": {{')
             separator = "\n"
             for id_, sha256 in self._database.execute("SELECT id, sha256 FROM rows ORDER BY id"):
-                stream.write(f'{separator}    {json.dumps(id_, ensure_ascii=False)}: "{sha256}"')
+                stream.write(f'{separator}    {encode(id_)}: "{sha256}"')
                 separator = ",\n"
             stream.write("\n  }\n}\n" if self._categories else "}\n}\n")
+
+    def _store(self) -> None:
+        self._database.executemany("INSERT INTO rows VALUES (?, ?)", self._waiting)
+        self._waiting.clear()
