@@ -119,6 +119,8 @@ def _facts(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     for name in (PROVENANCE_NAME, YANKED_NAME):  # publishing adds them
         there = (folder / name).exists()
         facts[name.removesuffix(".json")] = _file(folder, name) if there else Fact({}, name)
+    sets = {name: _file(folder, f"sets/{name}.manifest.json") for name in manifest["identity"].get("training_sets", ())}
+    facts |= {"sets": sets, "last_set": list(sets.values())[-1] if sets else Fact({}, MANIFEST_NAME)}
     kinds = (("train", "adapters", "metrics/train"), ("quantize", "gguf", "metrics/quantize"))
     return facts | {
         name: {kind: _file(folder, f"{place}/{kind}.json") for kind in manifest["identity"].get(key, ())}

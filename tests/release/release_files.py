@@ -41,7 +41,7 @@ RECIPE: dict[str, Any] = {
     "release": {"name": "tiny", "version": "v8", "title": "Tiny", "languages": ["en", "cs"]},
     "base": {"source": "folder", "path": "/somewhere/base"},
     "train": {"lora": {"rank": 16}},
-    "gate": {"confidence": 0.95},
+    "gate": GATE_PARAMS.model_dump(mode="json"),
 }
 AXIS_STATS: dict[str, Any] = {
     "n_layers": 30,
@@ -217,5 +217,5 @@ def signed_release(folder: Path) -> tuple[Path, Path]:
     """A finished, signed release and its public key."""
     private, public = make_key(folder / "keys")
     release = stage(make_inputs(folder / "project"), folder / "release")
-    finish_release(release, private_key=private)
+    finish_release(release, signer=private)
     return release, public
