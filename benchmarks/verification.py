@@ -65,7 +65,7 @@ def main() -> None:
         size = stage(folder)
         works: dict[str, Callable[[], object]] = {
             "hash every file": lambda: sha256_files(folder, paths_below(folder)),
-            "hash, card, manifest, sign": lambda: finish_release(folder, signer=key),
+            "hash, card, manifest, sign": lambda: finish_release(folder, private_key=key),
             "verify": lambda: verify_release(folder, report=lambda line: None),
             "verify, judging again": lambda: verify_release(folder, gate=True, report=lambda line: None),
         }

@@ -21,8 +21,7 @@ from karma_electric.release.card import CARD_NAME, YANKED_NAME
 from karma_electric.release.finishing import finish_release
 from karma_electric.release.hub_repo import HubRepo, RemoteFile, RepoState
 from karma_electric.release.manifest import Artifact, describe_artifact
-from karma_electric.release.signature import Signer, public_key_of
-from karma_electric.release.signature_file import SIGNATURE_NAME
+from karma_electric.release.signature import SIGNATURE_NAME, public_key_of
 from karma_electric.release.staging import Release, parse_yanked, read_artifacts, stage_release, verify_folder
 
 Report = Callable[[str], None]
@@ -48,16 +47,16 @@ def publish_release(
     provenance: dict[str, Any],
     private: bool,
     store: Path,
-    key: Signer | None,
+    key: Path | None,
     report: Report,
 ) -> Published:
     """Let `repo` show `release` on main and under `tag`. `store` keeps the staged copy until it is published; `key` is
-    what signs it, and without one it is not signed.
+    the private EC key that signs it, and without one it is not signed.
 
     Raises InputError for a tag that holds other bytes and for a repo that holds something else, SetupError when the
     hub can't be reached, refuses, or was changed meanwhile.
     """
-    signer = sha256_bytes(public_key_of(key)) if isinstance(key, Path) else "keyless" if key else ""
+    signer = sha256_bytes(public_key_of(key)) if key else ""
     state = _open(repo, private=private, report=report)
     if tag in state.tags:
         _check_published(release, repo, tag, state.tags[tag])
@@ -73,7 +72,7 @@ def publish_release(
         yanked=yanked,
         signer=signer,
         report=report,
-        finish=functools.partial(finish_release, signer=key),
+        finish=functools.partial(finish_release, private_key=key),
     )
     commit = push_folder(folder, repo, state.head, remote, message=f"Publish {tag}", report=report)
     repo.tag(tag, commit)
@@ -151,7 +150,7 @@ def _check_same_model(repo: HubRepo, head: str, remote: dict[str, RemoteFile], n
         return yanked.read_bytes() if yanked.is_file() else None
 
 
-def yank_version(repo: HubRepo, version: str, *, reason: str, key: Signer | None, report: Report) -> Published:
+def yank_version(repo: HubRepo, version: str, *, reason: str, key: Path | None, report: Report) -> Published:
     """Say on main that a published version is withdrawn. Its tag stays; a new commit gets a new manifest.
 
     Raises InputError for a version that is not published, IntegrityError when what the hub holds is not whole.
@@ -176,7 +175,7 @@ def yank_version(repo: HubRepo, version: str, *, reason: str, key: Signer | None
         if key is None and (folder / SIGNATURE_NAME).exists():
             raise InputError(f"{repo.id}: is signed, so its next commit must be; give the key: --key FILE")
         path.write_text(readable_json(dict(sorted({**yanked, version: reason}.items()))), "utf-8")
-        finish_release(folder, signer=key)
+        finish_release(folder, private_key=key)
         commit = push_folder(folder, repo, state.head, remote, message=f"Yank {version}", report=report)
     report(f"{repo.id}: {version} is yanked")
     return Published(repo.id, version, commit, changed=True)

@@ -22,11 +22,11 @@ from karma_electric.integrity import atomic_file
 from karma_electric.release.digests import paths_below, sha256_files
 from karma_electric.release.signature_file import (
     IGNORED,
-    SIGNATURE_NAME,
     SignatureFile,
     canonical_signature,
     read_signature,
 )
+from karma_electric.release.signature_file import SIGNATURE_NAME as SIGNATURE_NAME  # of the same thing
 
 PUBLIC_KEY_NAME = "public-key.pem"
 TOKEN_VARIABLE = "SIGSTORE_ID_TOKEN"  # noqa: S105 - its name; the one that sigstore's own tools read

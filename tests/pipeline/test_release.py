@@ -52,7 +52,7 @@ def test_the_released_recipe_is_the_one_that_built_it(built: Project) -> None:
 def test_the_built_files_are_signed_verified_and_judged_again(built: Project, tmp_path: Path) -> None:
     release = _staged(built, tmp_path / "release")
     private, public = make_key(tmp_path / "keys")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     found = json.loads(
         built.run("karma", "verify", str(release), "--public-key", str(public), "--gate", "--json").stdout
     )
@@ -75,7 +75,7 @@ def test_a_stranger_makes_the_release_again(built: Project, tiny_base: tuple[Pat
     """From the published folder and the base alone, in another folder."""
     release = _staged(built, tmp_path / "release")
     private, public = make_key(tmp_path / "keys")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     words = ["verify", str(release), "--public-key", str(public), "--rebuild", "--base", str(tiny_base[0])]
     (tmp_path / "elsewhere").mkdir()
     said = Project(tmp_path / "elsewhere").run("karma", *words, "--json").stdout
@@ -112,7 +112,7 @@ def test_a_tampered_file_with_fitting_hashes_is_not_made_again(
         gate = read_json_object(release / "gate.json")
         gate["judged"]["axis_sha256"] = sha256_file(release / path)
         write_json(release / "gate.json", gate)
-    finish_release(release, signer=None)
+    finish_release(release, private_key=None)
     verify_release(release, unsigned=True, report=lambda line: None)
     found = rebuild_release(release, base=tiny_base[0], report=lambda line: None)
     assert found.faults[0] == named
@@ -124,7 +124,7 @@ def test_with_another_base_conversion_the_differences_are_measured(
     """As if another version of a library had written the base: another CPU is recorded, and every manifest differs."""
     release = _staged(built, tmp_path / "release")
     write_json(release / "provenance.json", read_json_object(release / "provenance.json") | {"machine": {}})
-    finish_release(release, signer=None)
+    finish_release(release, private_key=None)
 
     def another(params: Any, output: Path, report: Any = None) -> dict[str, Any]:
         make_base(params, output, report)
@@ -142,7 +142,7 @@ def test_with_another_base_conversion_the_differences_are_measured(
 
 def test_the_base_that_is_a_folder_must_be_given(built: Project, tmp_path: Path) -> None:
     release = _staged(built, tmp_path / "release")
-    finish_release(release, signer=None)
+    finish_release(release, private_key=None)
     for words, code in (([], 1), (["--base", str(tmp_path / "nowhere")], 1), (["--base", str(release / "sets")], 6)):
         said = built.run("karma", "verify", str(release), "--unsigned", "--rebuild", *words, ok=False)
         assert said.returncode == code, said.stderr
@@ -153,7 +153,7 @@ def test_every_command_of_the_card_is_run_or_marked(built: Project, tmp_path: Pa
     """`karma serve` answers, `karma verify` holds; the lines for PyTorch are run above, those for Ollama are marked."""
     release = _staged(built, tmp_path / "release")
     private, _ = make_key(tmp_path / "keys", "KEY")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     shutil.copyfile(release / "public-key.pem", tmp_path / "KEY.pem")
     card = (release / "README.md").read_text("utf-8")
     blocks = re.findall(r"([^\n]*)\n\n```(bash|python)\n(.*?)```", card, re.DOTALL)
@@ -174,7 +174,7 @@ def test_every_mutation_of_the_built_release_is_caught(built: Project, tmp_path:
     """Of the real graph's files, with a model's and an axis's GGUF and adapters."""
     release = _staged(built, tmp_path / "release")
     private, public = make_key(tmp_path / "keys")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     chosen = all_mutations(release, each=6, at_most=None, seed=5) + list(signature_bytes(release, 11))
     unseen, words = survivors(release, chosen, checker(release, public))
     assert not [(mutation.kind, mutation.path) for mutation in unseen]

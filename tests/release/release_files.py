@@ -217,5 +217,5 @@ def signed_release(folder: Path) -> tuple[Path, Path]:
     """A finished, signed release and its public key."""
     private, public = make_key(folder / "keys")
     release = stage(make_inputs(folder / "project"), folder / "release")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     return release, public

@@ -69,7 +69,7 @@ def test_all_of_each_kind_are_caught(signed: tuple[Path, Path], release: Path) -
 
 
 def test_without_a_signature_the_manifest_names_the_file(release: Path) -> None:
-    finish_release(release, signer=None)
+    finish_release(release, private_key=None)
     chosen = [m for m in all_mutations(release, each=1, at_most=3, seed=3) if m.path != "manifest.json"]
     chosen = random.Random(3).sample(chosen, 40)
     unseen, words = survivors(release, chosen, checker(release, None))
@@ -80,7 +80,7 @@ def test_without_a_signature_the_manifest_names_the_file(release: Path) -> None:
 def forge(release: Path, name: str, data: bytes) -> None:
     """Change a file, and make every hash, the card and the manifest fit again; the signature is left out."""
     (release / name).write_bytes(data)
-    finish_release(release, signer=None)
+    finish_release(release, private_key=None)
 
 
 def test_a_forged_verdict_or_metric_is_not_what_the_evidence_says(release: Path) -> None:

@@ -50,7 +50,7 @@ def identity_token() -> str:
 
 def test_nobody_to_sign_as(release: Path) -> None:
     with pytest.raises(SetupError, match="no identity to sign as; set SIGSTORE_ID_TOKEN"):
-        finish_release(release, signer=Keyless())
+        finish_release(release, private_key=Keyless())
     assert not (release / SIGNATURE_NAME).exists(), "the old one would be about other files"
 
 
@@ -60,7 +60,7 @@ def test_a_failure_is_one_line_without_the_token(
 ) -> None:
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(SetupError) as caught:
-        finish_release(release, signer=Keyless())
+        finish_release(release, private_key=Keyless())
     assert f"keyless signing failed ({kind})" in str(caught.value)
     assert token not in str(caught.value)
     assert "\n" not in str(caught.value)

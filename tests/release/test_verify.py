@@ -12,6 +12,7 @@ from karma_electric.canonical import read_json_object, readable_json
 from karma_electric.errors import InputError, IntegrityError, SetupError
 from karma_electric.gate.run import replay_gate
 from karma_electric.integrity import sha256_file
+from karma_electric.release import digests
 from karma_electric.release.finishing import finish_release
 from karma_electric.release.manifest import read_release_manifest
 from karma_electric.release.signature import sign_release, verify_signature
@@ -84,7 +85,7 @@ def test_a_release_signed_again_by_a_stranger_is_not_the_publishers(release: Pat
     stranger, strangers = make_key(tmp_path / "keys", "stranger")
     gate = read_json_object(release / "gate.json") | {"verdict": "pass"}
     (release / "gate.json").write_text(readable_json(gate))
-    finish_release(release, signer=stranger)
+    finish_release(release, private_key=stranger)
     assert check(release, strangers).verdict == "pass"
     with pytest.raises(IntegrityError, match="the signature does not hold"):
         check(release, key)
@@ -100,7 +101,7 @@ def test_evidence_that_was_swapped_with_its_hashes_is_refused_by_the_gate(releas
     gate["checks"]["format"]["passed"] -= 1
     (release / "gate.json").write_text(readable_json(gate))
     private, public = make_key(tmp_path / "keys", "own")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     check(release, public)
     with pytest.raises(IntegrityError, match="differs in a number"):
         check(release, public, gate=True)
@@ -123,7 +124,7 @@ def test_a_file_too_many_is_refused(release: Path, key: Path) -> None:
 
 def test_an_unsigned_release_needs_to_be_accepted(tmp_path: Path) -> None:
     release = stage(make_inputs(tmp_path / "project"), tmp_path / "release")
-    finish_release(release, signer=None)
+    finish_release(release, private_key=None)
     with pytest.raises(IntegrityError, match="nobody vouches"):
         check(release, None)
     assert check(release, None, unsigned=True, gate=True).signed_by is None
@@ -137,7 +138,7 @@ def test_headers_are_read_by_bounded_readers(release: Path, tmp_path: Path) -> N
     for name, data in (("adapters/blend/adapter_model.safetensors", b"\xff" * 64), ("tiny-v8-Q4_K_M.gguf", b"GGUF")):
         kept = (release / name).read_bytes()
         (release / name).write_bytes(data)
-        finish_release(release, signer=private)
+        finish_release(release, private_key=private)
         with pytest.raises(IntegrityError, match=name):
             check(release, public)
         (release / name).write_bytes(kept)
@@ -147,7 +148,7 @@ def test_a_gate_about_other_files_is_refused(release: Path, tmp_path: Path) -> N
     private, public = make_key(tmp_path / "keys")
     gate = read_json_object(release / "gate.json")
     write_json(release / "gate.json", gate | {"judged": gate["judged"] | {"weights_sha256": "0" * 64}})
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     with pytest.raises(IntegrityError, match=r"judged\.weights_sha256 is 000000000000…, which is not tiny-v8-Q8_0"):
         check(release, public)
 
@@ -166,7 +167,7 @@ def test_keys_that_cannot_sign(release: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("-----BEGIN SECRET WORDS-----")
     for path in (tmp_path / "text", tmp_path / "none", tmp_path):
         with pytest.raises(SetupError) as caught:
-            finish_release(release, signer=path)
+            finish_release(release, private_key=path)
         assert "SECRET" not in str(caught.value)
     with pytest.raises(SetupError, match="not the public key"):
         sign_release(release, signer=private, digests={})
@@ -174,8 +175,39 @@ def test_keys_that_cannot_sign(release: Path, tmp_path: Path) -> None:
 
 def test_finishing_again_gives_the_same_files_but_the_signature(release: Path, tmp_path: Path) -> None:
     private, _ = make_key(tmp_path / "keys")
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     first = {path: path.read_bytes() for path in release.rglob("*") if path.is_file()}
-    finish_release(release, signer=private)
+    finish_release(release, private_key=private)
     changed = [path.name for path, data in first.items() if path.read_bytes() != data]
     assert changed in ([SIGNATURE_NAME], [])
+
+
+def test_a_link_is_refused(release: Path, key: Path) -> None:
+    target = release / "versions.yaml"
+    target.rename(release.parent / "versions.yaml")
+    target.symlink_to(release.parent / "versions.yaml")
+    for signer, unsigned in ((key, False), (None, True)):
+        with pytest.raises(IntegrityError, match=r"versions\.yaml: a link or no file"):
+            check(release, signer, unsigned=unsigned)
+    with pytest.raises(IntegrityError, match=r"versions\.yaml: a link or no file"):
+        finish_release(release, private_key=None)
+
+
+def test_large_files_are_read_once(release: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By signing and by verifying: the digests are handed on to the manifest and to the library."""
+    from model_signing._hashing import io
+
+    private, _ = make_key(tmp_path / "keys")
+    read: list[str] = []
+
+    def hashing(path: Path) -> str:
+        read.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(digests, "sha256_file", hashing)
+    monkeypatch.delattr(io.SimpleFileHasher, "compute")
+    large = ("tiny-v8-Q8_0.gguf", "tiny-v8-Q4_K_M.gguf", "axis.safetensors")
+    check(release, key)
+    assert [read.count(name) for name in large] == [1, 1, 1]
+    finish_release(release, private_key=private)
+    assert [read.count(name) for name in large] == [2, 2, 2]
