@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from karma_electric.base_model.make import make_base
 from karma_electric.canonical import read_json_object
@@ -23,6 +24,7 @@ from karma_electric.release.manifest import read_release_manifest
 from karma_electric.release.readiness import machine
 from karma_electric.release.rebuild import rebuild_release
 from karma_electric.release.verify import verify_release
+from karma_electric.safetensors_files import open_safetensors, save_safetensors
 from tests.pipeline.project import Project
 from tests.release.mutations import all_mutations, signature_bytes, survivors
 from tests.release.release_files import make_key, write_json
@@ -102,20 +104,31 @@ def test_a_tampered_file_with_fitting_hashes_is_not_made_again(
 ) -> None:
     """Every hash fits and no signature is asked for, so that only making it again finds the value."""
     release = _staged(built, tmp_path / "release")
-    data = bytearray((release / path).read_bytes())
-    data[-1] ^= 0x41  # the sign and the exponent of the last float, or the last letter
-    (release / path).write_bytes(data)
-    if path.startswith("adapters/"):
-        folder = (release / path).parent
-        write_manifest(folder, read_manifest(folder)["identity"])
-    if path == "bodhisattva_axis_v8.gguf":
-        gate = read_json_object(release / "gate.json")
-        gate["judged"]["axis_sha256"] = sha256_file(release / path)
-        write_json(release / "gate.json", gate)
+    _tamper(release, path)
     finish_release(release, private_key=None)
     verify_release(release, unsigned=True, report=lambda line: None)
     found = rebuild_release(release, base=tiny_base[0], report=lambda line: None)
     assert found.faults[0] == named
+
+
+def _tamper(release: Path, path: str) -> None:
+    """Another value in a file, and all that names the file's hash made to fit, but for card and manifest."""
+    file = release / path
+    if path == "projections.safetensors":
+        metadata = dict(open_safetensors(file).metadata)
+        tensors = load_file(file)
+        tensors["persona.fit"] *= 1.01
+        save_safetensors(file, tensors, metadata)
+        return
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 0x40  # half of the last float, or the last letter
+    file.write_bytes(data)
+    if path.startswith("adapters/"):
+        write_manifest(file.parent, read_manifest(file.parent)["identity"])
+    elif path == "bodhisattva_axis_v8.gguf":
+        gate = read_json_object(release / "gate.json")
+        gate["judged"]["axis_sha256"] = sha256_file(file)
+        write_json(release / "gate.json", gate)
 
 
 def test_with_another_base_conversion_the_differences_are_measured(

@@ -45,6 +45,9 @@ RECIPE: dict[str, Any] = {
 }
 AXIS_STATS: dict[str, Any] = {
     "n_layers": 30,
+    "rule": "percentile",
+    "rule_value": 75,
+    "n_fit_tokens": 576,
     "thresholds": {"20": {"tau": -67.28}, "26": {"tau": -175.017}},
     "firing_rates": {"persona": {"rate": 0.275174, "low": 0.154514, "high": 0.4, "positions": 1152, "answers": 6}},
 }
