@@ -73,7 +73,7 @@ def _failures(check: str, rows: list[Evidence]) -> list[str]:
     for row in rows[:_MOST_FAILURES_QUOTED]:
         lines += [f"### {check}: {row.id} ({row.category})", ""]
         for part in (row.item, row.answers, row.findings):
-            for key, value in part.items():
+            for key, value in sorted(part.items()):  # as the evidence holds them, so that it gives this report again
                 if key not in ("id", "suite", "category", "fail_signals", "pass_signals", *_NUMBERS_ONLY):
                     lines += _quotes(key, value)
         lines += [""]
@@ -86,11 +86,11 @@ def _quotes(key: str, value: Any) -> list[str]:
     if value in ([], {}, "", None):
         return []
     if isinstance(value, dict):
-        return [line for name, inner in value.items() for line in _quotes(f"{key} {name}", inner)]
+        return [line for name, inner in sorted(value.items()) for line in _quotes(f"{key} {name}", inner)]
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return [f"- {key}: {_quoted(each)}" for each in value]
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        return [line for each in value for line in _quotes(key, ", ".join(f"{n} {v}" for n, v in each.items()))]
+        return [line for each in value for line in _quotes(key, ", ".join(f"{n} {v}" for n, v in sorted(each.items())))]
     return [f"- {key}: {_quoted(str(value))}"]
 
 
