@@ -6,6 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -43,9 +44,10 @@ class SetManifest:
     def write(self, path: Path, *, file_sha256: str) -> None:
         """Write the manifest atomically."""
         self._store()
+        self._database.execute("CREATE TABLE sorted AS SELECT id, sha256 FROM rows ORDER BY id")
         root = hashlib.sha256()
-        for (sha256,) in self._database.execute("SELECT sha256 FROM rows ORDER BY id"):
-            root.update(sha256.encode("ascii"))
+        for batch in self._sorted():
+            root.update("".join([sha256 for _, sha256 in batch]).encode("ascii"))
         head = {
             "sha256": file_sha256,
             "rows": self._categories.total(),
@@ -57,10 +59,16 @@ class SetManifest:
         with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(f'{text},\n  "row_sha256": {{')
             separator = "\n"
-            for id_, sha256 in self._database.execute("SELECT id, sha256 FROM rows ORDER BY id"):
-                stream.write(f'{separator}    {encode(id_)}: "{sha256}"')
+            for batch in self._sorted():
+                stream.write(separator + ",\n".join([f'    {encode(id_)}: "{sha256}"' for id_, sha256 in batch]))
                 separator = ",\n"
             stream.write("\n  }\n}\n" if self._categories else "}\n}\n")
+
+    def _sorted(self) -> Iterator[list[tuple[str, str]]]:
+        """(id, hash) of some rows at a time, ordered by id."""
+        rows = self._database.execute("SELECT id, sha256 FROM sorted ORDER BY rowid")
+        while batch := rows.fetchmany(_ROWS_AT_ONCE):
+            yield batch
 
     def _store(self) -> None:
         self._database.executemany("INSERT INTO rows VALUES (?, ?)", self._waiting)
