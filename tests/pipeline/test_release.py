@@ -178,7 +178,7 @@ def test_every_command_of_the_card_is_run_or_marked(built: Project, tmp_path: Pa
     clone = Project(release)
     assert clone.run(*verify.replace("KEY.pem", str(tmp_path / "KEY.pem")).split()).stdout.startswith("valid\n")
     with contextlib.chdir(release), serving(*serve.split()[2:]) as server:
-        answer = server.complete(model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=3)
+        answer = server.complete(model="tiny-v8-Q8_0", messages=[{"role": "user", "content": "Hi"}], max_tokens=3)
         assert answer.choices[0].message.content is not None
 
 
