@@ -150,13 +150,5 @@ def added_facts(folder: Path) -> dict[str, Fact]:
     }
 
 
-def added_facts(folder: Path) -> dict[str, Fact]:
-    """`provenance` and `yanked`: what publishing adds, empty before."""
-    return {
-        name.removesuffix(".json"): _file(folder, name) if (folder / name).exists() else Fact({}, name)
-        for name in (PROVENANCE_NAME, YANKED_NAME)
-    }
-
-
 def _file(folder: Path, name: str) -> Fact:
     return Fact(read_json_object(folder / name), name)
