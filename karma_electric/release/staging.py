@@ -20,7 +20,7 @@ from karma_electric.integrity import (
     write_bytes,
     write_text,
 )
-from karma_electric.release.card import PROVENANCE_NAME, YANKED_NAME, model_card
+from karma_electric.release.card import CARD_NAME, PROVENANCE_NAME, YANKED_NAME, model_card
 from karma_electric.release.finishing import CardText, finish_release
 from karma_electric.release.manifest import (
     Artifact,
@@ -156,8 +156,19 @@ def stage(
         write_release_manifest(staged, manifest)
         _add(staged, provenance, yanked)
         finish_release(staged, private_key=key, card=publication.card)
-        verify_folder(staged)
+        _check_copies(publication, staged)
     return folder
+
+
+def _check_copies(publication: Publication, folder: Path) -> None:
+    """Raises IntegrityError when what was just copied and hashed is not what was checked before."""
+    copied = {artifact.path: artifact.sha256 for artifact in read_artifacts(folder)[1]}
+    for name, (artifact, path) in publication.files.items():
+        if name != CARD_NAME and copied[name] != artifact.sha256:
+            raise IntegrityError(
+                f"{path}: sha256 is {copied[name][:12]}… in the copy, and was {artifact.sha256[:12]}… when it was "
+                "checked; let nothing write to it, run `dvc repro`, and publish again"
+            )
 
 
 def rendered_card(publication: Publication, *, provenance: dict[str, Any], yanked: bytes | None) -> str:

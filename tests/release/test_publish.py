@@ -6,13 +6,18 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from karma_electric.canonical import read_json_object
+from karma_electric.errors import IntegrityError
+from karma_electric.graph import Stage, read_stages
 from karma_electric.integrity import sha256_file
+from karma_electric.parameters import read_yaml
+from karma_electric.release.staging import read_release, stage
 from tests.cli.running import KARMA
 from tests.release.publish_project import commit, git, make_project, write_lock
 from tests.release.publish_worker import client_environment
@@ -53,7 +58,7 @@ def test_repeated_there_is_nothing_to_do(fresh: Scene) -> None:
     assert done.returncode == 0
     assert "nothing to do" in done.stderr
     assert fresh.repo.refs() == published
-    assert set(fresh.server.faults.seen) == {"refs", "tree"}
+    assert set(fresh.server.faults.seen) == {"refs", "tree", "info", "resolve"}, "it only looked"
 
 
 def test_a_dry_run_asks_the_hub_nothing(fresh: Scene) -> None:
@@ -133,6 +138,21 @@ def test_a_missing_and_an_unnamed_file_are_refused(fresh: Scene, copied: Path) -
     assert "notes.md: not in manifest.json" in refusal(fresh, copied, 6)
     (copied / "models/gguf/tiny-v8-Q4_K_M.gguf").unlink()
     assert "dvc repro quantize@Q4_K_M" in refusal(fresh, copied, 6)
+
+
+def test_a_file_that_changes_after_it_was_checked_is_not_published(fresh: Scene, copied: Path, tmp_path: Path) -> None:
+    release = read_release(copied / "models/release", built_from(copied), report=lambda _: None)
+    weights = copied / "models/gguf/tiny-v8-Q8_0.gguf"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError, match=r"tiny-v8-Q8_0\.gguf: sha256 is .* in the copy, and was"):
+        stage(release, tmp_path / "store", provenance={"override": None}, yanked=None, key=None, report=lambda _: None)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def built_from(project: Path) -> list[Stage]:
+    """The stages of the project's graph, whose outputs are found from any folder."""
+    stages = read_stages(project / "dvc.yaml", read_yaml(project / "params.yaml"))
+    return [replace(each, outputs=tuple(str(project / path) for path in each.outputs)) for each in stages]
 
 
 def test_an_edited_verdict_is_refused(fresh: Scene, tmp_path: Path) -> None:
