@@ -39,7 +39,7 @@ gate-full: repro ## Judge the built model with every item of every suite
 test: install ## Every kind of fault at least once, at fixed seeds
 	$(TESTS)
 
-test-long: install ## The full counts
+test-long: repro ## The full counts, with the built release published
 	$(TESTS) --long
 
 check: install ## Format, lint, types, no unwritten data: run it before a commit

@@ -47,19 +47,21 @@ def verify(
     signer = _signer(public_key, identity, issuer)
     if base is not None and not rebuild:
         raise InputError("--base goes with --rebuild; leave it out, or add that")
-    from karma_electric.release.download import is_repo_id
+    from karma_electric.release.tags import tag_of
     from karma_electric.release.verify import verify_release
 
     def check(folder: Path, yanked: dict[str, str]) -> None:
         found = verify_release(folder, signer=signer, unsigned=unsigned, gate=gate, report=say)
         again = _rebuild(folder, base) if rebuild else None
-        _show(found, yanked, again, json_output=json_output)
+        _show(found, tag_of(folder), yanked, again, json_output=json_output)
 
     if Path(release).is_dir():
         if output is not None or revision != "main":
             raise InputError("--output and --revision go with ORG/NAME, and this is a folder; leave them out")
         check(Path(release), _yanked_here(Path(release)))
         return
+    from karma_electric.release.hub_repo import is_repo_id
+
     if not is_repo_id(release):
         raise InputError(f"{release}: neither a folder here nor of the form ORG/NAME")
     from karma_electric.release.download import fetch_release
@@ -93,34 +95,34 @@ def _rebuild(folder: Path, base: Path | None) -> Rebuild:
 
 
 def _yanked_here(folder: Path) -> dict[str, str]:
-    from karma_electric.canonical import read_json_object
     from karma_electric.release.card import YANKED_NAME
+    from karma_electric.release.tags import parse_yanked
 
     path = folder / YANKED_NAME
-    return {version: str(reason) for version, reason in read_json_object(path).items()} if path.exists() else {}
+    return parse_yanked(path.read_bytes() if path.exists() else None, str(path))
 
 
-def _show(found: Verification, yanked: dict[str, str], again: Rebuild | None, *, json_output: bool) -> None:
+def _show(found: Verification, tag: str, yanked: dict[str, str], again: Rebuild | None, *, json_output: bool) -> None:
     """Print what was found. Raises IntegrityError when something that was made again differs."""
-    reason = yanked.get(found.version)
+    reason = yanked.get(tag)
     faults = [] if again is None else again.faults
     if json_output:
-        value: dict[str, Any] = {"valid": not faults, "yanked": reason, **dataclasses.asdict(found)}
+        value: dict[str, Any] = {"valid": not faults, "tag": tag, "yanked": reason, **dataclasses.asdict(found)}
         print_json(value if again is None else {**value, "rebuild": dataclasses.asdict(again)})
     else:
         if again is not None:
             _show_rebuild(again)
         if not faults:
-            _show_verification(found, reason)
+            _show_verification(found, tag, reason)
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise IntegrityError(f"{faults[0]}{more}: not what the release's own adapters, axis and evidence give")
 
 
-def _show_verification(found: Verification, reason: str | None) -> None:
+def _show_verification(found: Verification, tag: str, reason: str | None) -> None:
     print_text("valid" if reason is None else f"valid, yanked: {reason}", style="bold" if reason is None else "yellow")
     size = f"{found.total_bytes / 1e6:.1f} MB"
-    print(f"{found.name} {found.version}: {found.files} files, {size}, {found.numbers_in_card} numbers in the card")
+    print(f"{found.name} {tag}: {found.files} files, {size}, {found.numbers_in_card} numbers in the card")
     print(f"gate: {found.verdict}" + (", judged again from the evidence" if found.judged_again else ""))
     if found.signed_by is None:
         print("not signed: nobody vouches for these files")
