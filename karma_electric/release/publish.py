@@ -77,11 +77,13 @@ def publish_release(
     if key is None and SIGNATURE_NAME in remote:
         raise InputError(f"{repo.id}: is signed, so its next commit must be: --key FILE or --keyless")
     folder = stage(publication, kept, provenance=provenance, yanked=yanked, key=key, report=report)
-    message = f"Publish {tag}" if published is None else f"Show {tag} with another card"
+    message = f"Publish {tag}" if published is None else f"Show {tag} anew"
     commit = push_folder(folder, repo, state.head, remote, message=message, report=report)
     if published is None:
         repo.tag(tag, commit)
-    report(f"{repo.id}: {tag} is published" + ("" if published is None else ", with another card"))
+    report(
+        f"{repo.id}: {tag} is {'published' if published is None else 'shown anew: its card or signature is another'}"
+    )
     shutil.rmtree(kept)
     return Published(repo.id, tag, commit, changed=True)
 

@@ -16,6 +16,11 @@ FILES = {
 }
 
 
+def address(project: Project) -> str:
+    """As another machine would clone it: without the project's cache, so that bytes come from the remote."""
+    return f"file://{project.folder}"
+
+
 @pytest.fixture
 def pushed(project: Project, tmp_path: Path) -> Project:
     """The built project, its outputs in a folder that is a remote, its artifacts tagged."""
@@ -32,12 +37,12 @@ def test_artifacts_are_fetched_by_name_and_version(pushed: Project, tmp_path: Pa
     elsewhere = Project(tmp_path / "elsewhere")
     elsewhere.folder.mkdir()
     for name, path in FILES.items():
-        elsewhere.run("dvc", "artifacts", "get", str(pushed.folder), name, "--rev", "v8.0.0", "--out", name)
+        elsewhere.run("dvc", "artifacts", "get", address(pushed), name, "--rev", "v8.0.0", "--out", name)
         assert (elsewhere.folder / name).read_bytes() == (pushed.folder / path).read_bytes()
     (pushed.folder / "README.md").write_text("later")
     pushed.edit_recipe(release={"version": "v9"})
     pushed.commit("a later version, not built")
-    elsewhere.run("dvc", "artifacts", "get", str(pushed.folder), "model", "--out", "latest")
+    elsewhere.run("dvc", "artifacts", "get", address(pushed), "model", "--out", "latest")
     latest = (elsewhere.folder / "latest").read_bytes()
     assert latest == (pushed.folder / FILES["model"]).read_bytes(), "a name alone is the last tagged version"
 
@@ -49,6 +54,6 @@ def test_a_flipped_bit_in_the_remote_is_not_handed_on(pushed: Project, tmp_path:
     stored.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     elsewhere = Project(tmp_path / "elsewhere")
     elsewhere.folder.mkdir()
-    got = elsewhere.run("dvc", "artifacts", "get", str(pushed.folder), "dataset", "--out", "rows.jsonl", ok=False)
+    got = elsewhere.run("dvc", "artifacts", "get", address(pushed), "dataset", "--out", "rows.jsonl", ok=False)
     assert got.returncode != 0
     assert not (elsewhere.folder / "rows.jsonl").exists()

@@ -9,7 +9,7 @@ import pytest
 from karma_electric.canonical import read_json_object
 from tests.hub_server.server import serve_hub
 from tests.pipeline.project import Project
-from tests.release.round_trip import check_plain_publish_refuses, check_round_trip
+from tests.release.round_trip import check_plain_publish_refuses, round_trip
 
 pytestmark = pytest.mark.pipeline
 EXIT_CODES = {"fail": 3, "inconclusive": 4}
@@ -23,4 +23,4 @@ def test_a_plain_publish_refuses(built: Project, tmp_path: Path) -> None:
 
 def test_a_candidate_is_published_verified_from_an_empty_folder_and_asked(built: Project, tmp_path: Path) -> None:
     with serve_hub(tmp_path / "hub") as server:
-        check_round_trip(built.folder, server, tmp_path)
+        round_trip(built.folder, server, tmp_path)

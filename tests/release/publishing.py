@@ -40,11 +40,20 @@ class Scene:
         self.server.faults.clear()
         shutil.rmtree(self.root / "pass" / ".karma", ignore_errors=True)
 
+    def card(self) -> str:
+        """Of main."""
+        return text_of(self.repo, "README.md")
+
     def main(self) -> Files:
         return self.repo.files("main")
 
     def tagged(self) -> Files | None:
         return self.repo.files("v8") if "v8" in self.repo.refs()["tags"] else None
+
+
+def text_of(repo: Repo, path: str) -> str:
+    """A small file of main."""
+    return Path(repo.folder / "blobs" / repo.files("main")[path]["oid"]).read_text("utf-8")
 
 
 @dataclass

@@ -41,8 +41,11 @@ def check_plain_publish_refuses(project: Path, server: HubServer, home: Path, *,
     assert server.faults.seen == []
 
 
-def check_round_trip(project: Path, server: HubServer, folder: Path) -> None:
-    """`project` publishes a candidate; from an empty folder somebody else fetches and verifies it, and asks it."""
+def round_trip(project: Path, server: HubServer, folder: Path) -> str:
+    """`project` publishes a candidate; from an empty folder somebody else fetches and verifies it, and asks it.
+
+    What the fetched model, capped by the fetched axis, answers.
+    """
     key, public = make_key(folder / "keys")
     gate = read_json_object(project / "models/release/gate.json")
     identity = read_json_object(project / "models/release/manifest.json")["identity"]
@@ -69,4 +72,5 @@ def check_round_trip(project: Path, server: HubServer, folder: Path) -> None:
     done = stranger.karma("chat", weights, "--acap", axis, *short, folder=empty, said=QUESTION)
     assert done.returncode == 0, done.stderr
     assert f"capped by {axis}: layers " in done.stderr
-    assert done.stdout.strip()
+    assert done.stdout.endswith("\n")
+    return done.stdout

@@ -71,11 +71,7 @@ def test_a_candidate_is_yanked_by_its_tag_and_its_release_is_not(
     assert done.returncode == 0, done.stderr
     assert verified(fresh, tmp_path / "empty", "v8")["yanked"] == "it lies"
     assert verified(fresh, tmp_path / "empty", candidate)["yanked"] == "it fails"
-    assert card_of(fresh).count("is yanked:") == 2
-
-
-def card_of(scene: Scene) -> str:
-    return (scene.repo.folder / "blobs" / scene.main()["README.md"]["oid"]).read_text("utf-8")
+    assert fresh.card().count("is yanked:") == 2
 
 
 def changed_since(scene: Scene, before: dict[str, dict[str, object]]) -> set[str]:
@@ -88,8 +84,8 @@ def test_a_changed_reason_is_a_new_card_and_moves_no_tag(fresh: Scene) -> None:
     words = ("--candidate", "--reason", "to look at four things")
     done = fresh.publish("fail", *words)
     assert (done.returncode, done.stdout) == (0, f"{REPO} v8-candidate {fresh.repo.commit_of('main')}\n"), done.stderr
-    assert "with another card" in done.stderr
-    assert "to look at four things" in card_of(fresh)
+    assert "shown anew" in done.stderr
+    assert "to look at four things" in fresh.card()
     assert changed_since(fresh, before) == {"README.md", "manifest.json", "provenance.json"}
     assert fresh.repo.refs()["tags"] == tags
     done = fresh.publish("fail", *words)
@@ -104,7 +100,7 @@ def test_a_changed_template_of_the_card_is_published(fresh: Scene, tmp_path: Pat
     template = tmp_path / "karma_electric/release/templates/model-card.md.jinja"
     template.write_text(template.read_text("utf-8").replace("## Files\n", "Read this first.\n\n## Files\n"), "utf-8")
     command = [sys.executable, "-m", "karma_electric.cli.main", "publish", "--repo", REPO]
-    for says in ("v8 is published, with another card", "nothing to do"):
+    for says in ("v8 is shown anew", "nothing to do"):
         done = subprocess.run(
             command,
             cwd=fresh.root / "pass",
@@ -115,7 +111,7 @@ def test_a_changed_template_of_the_card_is_published(fresh: Scene, tmp_path: Pat
         )
         assert done.returncode == 0, done.stderr
         assert says in done.stderr
-    assert "Read this first." in card_of(fresh)
+    assert "Read this first." in fresh.card()
     assert changed_since(fresh, before) == {"README.md", "manifest.json"}
     assert fresh.repo.refs()["tags"] == tags
 
