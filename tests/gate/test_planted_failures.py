@@ -60,7 +60,7 @@ PARAMS = GateParams(
     no_failure_lower_bound=0.88,
     items_per_check=None,
 )
-PROMPTS = Prompts(persona="Be kind.", evaluator="Rate.")
+PROMPTS = Prompts(persona="Be kind.", evaluator="Rate.", is_plain=lambda text: True)
 SHIPPED = read_suites(SHIPPED_SUITES)
 CHECKS = [check.name for check in all_checks(PARAMS)]
 CONVERSATIONS = [name for name in CHECKS if name.startswith(("sexual", "redteam"))]
@@ -122,6 +122,12 @@ def test_a_model_that_rates_everything_alike_ranks_nothing() -> None:
     assert {row.findings["order"] for row in result.evidence if row.check == "nourishment"} == {"tie"}
     assert named(result, "paraphrase").verdict == "pass"  # it is steady, and that is all
     assert result.verdict == "fail"
+
+
+def test_a_model_with_one_score_for_each_prompt_ranks_nothing() -> None:
+    result = gate(ScriptedEngine(scores=lambda prompt, response: peaked(1 + len(prompt) % 10)))
+    for name in ("reward_hacking", "nourishment"):
+        assert (named(result, name).passed, named(result, name).verdict) == (0, "fail")
 
 
 def test_an_inverted_scorer_fails() -> None:
