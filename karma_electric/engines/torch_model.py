@@ -118,7 +118,7 @@ def _dequantised(path: Path, dtype: torch.dtype) -> Any:
     except torch.OutOfMemoryError as error:
         raise SetupError(f"{path}: does not fit into memory as {dtype}; use another gate.engine") from error
     for what, names in cast("dict[str, Any]", info).items():
-        if names and what != "error_msgs":
+        if names:
             raise InputError(f"{path}: transformers reports {what}: {sorted(map(str, names))[0]}; expected none")
     try:
         model.to("cuda" if torch.cuda.is_available() else "cpu")

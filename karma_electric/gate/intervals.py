@@ -12,6 +12,7 @@ from scipy import stats
 
 BOOTSTRAP_RESAMPLES = 9999
 BOOTSTRAP_SEED = 20250101
+FEWEST_OF_A_MEAN = 12  # values: below, an interval of a mean holds it too seldom (simulated; see docs/gate.md)
 
 Floats = NDArray[np.float64]
 

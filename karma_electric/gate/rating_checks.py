@@ -9,7 +9,7 @@ from karma_electric.canonical import rounded
 from karma_electric.engines.protocol import Generation
 from karma_electric.engines.questions import Interview, Write
 from karma_electric.gate.checks import Answers, Check, Findings, Prompts, RateCheck
-from karma_electric.gate.intervals import Interval, mean_interval, rate_interval
+from karma_electric.gate.intervals import FEWEST_OF_A_MEAN, Interval, mean_interval, rate_interval
 from karma_electric.gate.results import CheckResult, Evidence
 from karma_electric.gate.verdict import Verdict, band_verdict, ceiling_verdict
 from karma_electric.suites.evaluation import (
@@ -135,18 +135,22 @@ class ScoresCheck(Check[Item]):
         verdict: Verdict,
         figures: dict[str, float],
         reason: str = "",
+        *,
+        sure: bool = False,
     ) -> CheckResult:
-        """The line. A single item says nothing about the spread between items, so it can fail but not pass."""
+        """The line. Too few items say nothing about a mean; `sure` is a fail that does not rest on one."""
         n, passed = len(rows), sum(row.passed for row in rows)
+        if n < FEWEST_OF_A_MEAN and not sure:
+            verdict, reason = "inconclusive", f"fewer than {FEWEST_OF_A_MEAN} items"
         interval = rate_interval(passed, n, confidence=self.params.confidence)
         if missing := sum("not_rated" in row.findings for row in rows):
             verdict, reason = "fail", f"{missing} items lack a rating"
-        if n == 1 and verdict == "pass":
-            verdict = "inconclusive"
         return CheckResult(self.name, bar, n, passed, interval, verdict, self.power(n), figures, reason)
 
     def power(self, n: int) -> str:
-        return "one item can fail, not pass" if n == 1 else f"{n} items; the interval of the mean decides"
+        if n < FEWEST_OF_A_MEAN:
+            return f"{n} items are too few to show a mean, which takes {FEWEST_OF_A_MEAN}"
+        return f"{n} items; the interval of the mean decides"
 
 
 def _rating(prompts: Prompts, prompt: str, response: str, *, reasons: bool) -> Interview[Answers]:
@@ -201,6 +205,7 @@ class ParaphraseCheck(ScoresCheck):
             "fail" if spread else verdict,
             figures,
             f"a prompt's std is {max(deviations):.2f}" if spread else "",
+            sure=spread,
         )
 
 

@@ -213,14 +213,18 @@ def test_a_deviation_on_the_bound_is_allowed() -> None:
 
 
 def test_scores_that_wander_everywhere_fail_by_the_mean() -> None:
-    check, _ = paraphrases(10, lambda prompt, _: peaked(4 if prompt.endswith(("a", "b")) else 6))
+    check, _ = paraphrases(12, lambda prompt, _: peaked(4 if prompt.endswith(("a", "b")) else 6))
     assert check.figures["mean_std"] == 1.0
-    assert (check.passed, check.verdict) == (10, "fail")
+    assert (check.passed, check.verdict) == (12, "fail")
 
 
-def test_one_steady_prompt_alone_shows_nothing() -> None:
-    assert paraphrases(1, always(5))[0].verdict == "inconclusive"
-    assert paraphrases(1, lambda prompt, _: peaked(10 if "a" in prompt else 1))[0].verdict == "fail"
+@pytest.mark.parametrize("n", [1, 11])
+def test_too_few_items_show_no_mean_but_one_spread_is_enough_to_fail(n: int) -> None:
+    for score in (always(5), lambda prompt, _: peaked(4 if prompt.endswith(("a", "b")) else 6)):
+        check = paraphrases(n, score)[0]
+        assert (check.verdict, check.reason) == ("inconclusive", "fewer than 12 items")
+        assert "too few to show a mean" in check.power
+    assert paraphrases(n, lambda prompt, _: peaked(10 if "a" in prompt else 1))[0].verdict == "fail"
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0, "pass"), (1, "pass"), (2, "fail"), (-2, "fail")])
