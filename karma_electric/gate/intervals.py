@@ -12,7 +12,10 @@ from scipy import stats
 
 BOOTSTRAP_RESAMPLES = 9999
 BOOTSTRAP_SEED = 20250101
-FEWEST_OF_A_MEAN = 12  # values: below, an interval of a mean holds it too seldom (simulated; see docs/gate.md)
+
+# Below so many items an interval of a mean holds it too seldom (simulated; docs/gate.md has the numbers).
+FEWEST_OF_SHIFTS = 12  # differences with a sign
+FEWEST_OF_SPREADS = 16  # deviations and absolute differences, which lean to one side
 
 Floats = NDArray[np.float64]
 

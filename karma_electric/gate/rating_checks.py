@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import ClassVar
 
 from karma_electric.canonical import rounded
 from karma_electric.engines.protocol import Generation
 from karma_electric.engines.questions import Interview, Write
 from karma_electric.gate.checks import Answers, Check, Findings, Prompts, RateCheck
-from karma_electric.gate.intervals import FEWEST_OF_A_MEAN, Interval, mean_interval, rate_interval
+from karma_electric.gate.intervals import (
+    FEWEST_OF_SHIFTS,
+    FEWEST_OF_SPREADS,
+    Interval,
+    mean_interval,
+    rate_interval,
+)
 from karma_electric.gate.results import CheckResult, Evidence
 from karma_electric.gate.verdict import Verdict, band_verdict, ceiling_verdict
 from karma_electric.suites.evaluation import (
@@ -128,6 +135,8 @@ class FormatCheck(RateCheck[RatingItem]):
 class ScoresCheck(Check[Item]):
     """A check that judges a mean of scores, asked with the scores-only form. A score that is missing fails it."""
 
+    fewest: ClassVar[int] = FEWEST_OF_SPREADS  # items, below which the interval of the mean decides nothing
+
     def result(
         self,
         rows: Sequence[Evidence],
@@ -140,16 +149,16 @@ class ScoresCheck(Check[Item]):
     ) -> CheckResult:
         """The line. Too few items say nothing about a mean; `sure` is a fail that does not rest on one."""
         n, passed = len(rows), sum(row.passed for row in rows)
-        if n < FEWEST_OF_A_MEAN and not sure:
-            verdict, reason = "inconclusive", f"fewer than {FEWEST_OF_A_MEAN} items"
+        if n < self.fewest and not sure:
+            verdict, reason = "inconclusive", f"fewer than {self.fewest} items"
         interval = rate_interval(passed, n, confidence=self.params.confidence)
         if missing := sum("not_rated" in row.findings for row in rows):
             verdict, reason = "fail", f"{missing} items lack a rating"
         return CheckResult(self.name, bar, n, passed, interval, verdict, self.power(n), figures, reason)
 
     def power(self, n: int) -> str:
-        if n < FEWEST_OF_A_MEAN:
-            return f"{n} items are too few to show a mean, which takes {FEWEST_OF_A_MEAN}"
+        if n < self.fewest:
+            return f"{n} items are too few to show a mean, which takes {self.fewest}"
         return f"{n} items; the interval of the mean decides"
 
 
@@ -212,7 +221,7 @@ class ParaphraseCheck(ScoresCheck):
 class StyleCheck(ScoresCheck):
     """Is the substance rated, and not the manner? Each style's mean shift from the plain answer, in points."""
 
-    name, suite, item_type = "style", "style", StyleItem
+    name, suite, item_type, fewest = "style", "style", StyleItem, FEWEST_OF_SHIFTS
 
     def ask(self, item: Item, prompts: Prompts) -> Interview[Answers]:
         assert isinstance(item, StyleItem)  # noqa: S101 - the suite's type

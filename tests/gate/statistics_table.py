@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from karma_electric.gate.intervals import mean_intervals, rate_interval
+from karma_electric.gate.intervals import FEWEST_OF_SHIFTS, FEWEST_OF_SPREADS, mean_intervals, rate_interval
 from karma_electric.gate.verdict import rate_verdict
 from karma_electric.parameters import read_yaml
 from karma_electric.suites.items import read_suites
@@ -24,7 +24,7 @@ GATE = read_yaml(REPOSITORY / "params.yaml")["gate"]
 CONFIDENCE, FLOOR = GATE["confidence"], GATE["no_failure_lower_bound"]
 BELOW = 0.05  # five points, as a share
 BELOW_POINTS = 0.5  # five points of a hundred, on the scale of 10
-SIZES = (4, 8, 12, 20, 50)  # of the table: style has 12 items, cross_language 20, paraphrase 50
+SIZES = (4, 8, 12, 16, 20, 30, 50)  # of the table: style has 12 items, cross_language 20, paraphrase 50
 SIMULATIONS = 2000
 CHUNK = 25  # samples at once: each has 9,999 resamples in memory
 
@@ -67,6 +67,11 @@ def shift_with_tails(random: np.random.Generator, shape: tuple[int, ...]) -> Flo
     return np.clip(np.round(1.2 * random.standard_t(3, shape)), -9, 9)
 
 
+def shift_with_one_tail(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """The same with a few large ones in one direction."""
+    return np.clip(np.round(random.exponential(2, shape) - 1), -9, 9)
+
+
 POPULATIONS: dict[str, Population] = {
     "spread of wordings, small": spread_of_wordings(0.35),
     "spread of wordings, middling": spread_of_wordings(0.6),
@@ -77,7 +82,13 @@ POPULATIONS: dict[str, Population] = {
     "differences with a tail": difference_with_tail,
     "shifts": shift,
     "shifts with tails": shift_with_tails,
+    "shifts with one tail": shift_with_one_tail,
 }
+
+
+def fewest(name: str) -> int:
+    """Items, from which on the gate trusts an interval of this mean."""
+    return FEWEST_OF_SHIFTS if name.startswith("shifts") else FEWEST_OF_SPREADS
 
 
 def true_mean(population: Population) -> float:

@@ -20,21 +20,23 @@ from karma_electric.integrity import sha256_file
 from karma_electric.parameters import parse_parameters
 from tests.cli.running import ROOT, karma_here, one_line_of
 from tests.gate.conftest import Judged, write_axis
-from tests.gate.plain_server import PlainServer, Reply, completion, plain_server, sensible
+from tests.gate.plain_server import Reply, completion, plain_server, sensible
 from tests.gate.test_planted_failures import CHECKS, PARAMS
 from tests.server.serving import serving
-from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES
+from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES, good_suites, write_suites
 
 PROMPTS = REPOSITORY / "data" / "prompts"
 CAPPED = [name for name in CHECKS if name.endswith("_capped")]
 
 
-def gate(judged: Judged, folder: Path, *, store: Path | None = None, **params: Any) -> dict[str, Any]:
+def gate(
+    judged: Judged, folder: Path, *, store: Path | None = None, suites: Path = SHIPPED_SUITES, **params: Any
+) -> dict[str, Any]:
     """The metrics of a small gate; its evidence and report lie in `folder`, and judge to the same metrics again."""
     run = run_gate(
         judged.model,
         judged.axis,
-        suites=SHIPPED_SUITES,
+        suites=suites,
         persona_prompt=PROMPTS / "persona.txt",
         evaluator_prompt=PROMPTS / "evaluator.txt",
         evidence=folder / "gate.jsonl",
@@ -62,20 +64,20 @@ def by_llama_cpp(judged: Judged, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_the_file_is_judged_in_pytorch(judged: Judged, by_llama_cpp: Path, tmp_path: Path) -> None:
-    metrics = gate(judged, tmp_path, engine="transformers", store=tmp_path / "answers.db")
+def test_the_file_is_judged_in_pytorch(judged: Judged, tmp_path: Path) -> None:
+    suites = write_suites(tmp_path / "suites", good_suites())
+    metrics = gate(judged, tmp_path, suites=suites, engine="transformers")
     named = metrics["judged"]
     assert (named["engine"], named["claimed"]) == ("transformers", "no")
     assert (named["weights_sha256"], named["axis_sha256"]) == (sha256_file(judged.model), sha256_file(judged.axis))
-    asked = [(row["check"], row["id"]) for row in rows(tmp_path)]
-    assert asked == [(row["check"], row["id"]) for row in rows(by_llama_cpp)]
-    for row in rows(tmp_path):
-        assert (row["answers"].get("positions", 0) > 0) == row["check"].startswith(("sex", "red")) * row[
-            "check"
-        ].endswith("_capped")
-    assert metrics["checks"]["reward_hacking"]["n"] == 1
-    assert gate(judged, tmp_path / "warm", engine="transformers", store=tmp_path / "answers.db") == metrics
-    assert (tmp_path / "warm" / "gate.jsonl").read_bytes() == (tmp_path / "gate.jsonl").read_bytes()
+    gate(judged, tmp_path / "llama-cpp", suites=suites)
+    found, expected = rows(tmp_path), rows(tmp_path / "llama-cpp")
+    assert [(row["check"], row["id"]) for row in found] == [(row["check"], row["id"]) for row in expected]
+    capped = [
+        (row["answers"]["positions"], row["check"].endswith("_capped")) for row in found if "texts" in row["answers"]
+    ]
+    assert len(capped) == 4
+    assert all((positions > 0) == asked for positions, asked in capped)
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +108,14 @@ def test_karma_serve_with_the_releases_own_files_is_judged_capped_too(
     assert "they are the hashes of the release's files" in (tmp_path / "gate.md").read_text("utf-8")
 
 
-def test_a_server_that_caps_with_another_axis_shows_nothing_of_the_capped_model(
+def test_a_server_that_caps_with_another_axis_vouches_for_nothing(
     karma_serve: str, judged: Judged, tmp_path: Path
 ) -> None:
-    other = Judged(judged.model, write_axis(tmp_path / "axis.gguf", 0.5))
-    metrics = gate(other, tmp_path, engine="openai", base_url=karma_serve)
-    assert metrics["judged"]["claimed"] == "yes"
-    assert metrics["judged"]["axis_sha256"] == sha256_file(judged.axis)  # what the server says
-    assert {metrics["checks"][name]["verdict"] for name in CAPPED} == {"inconclusive"}
-    assert {metrics["checks"][name]["n"] for name in CAPPED} == {0}
+    with open_server(karma_serve, judged) as engine:
+        assert engine.identity.vouched
+    with open_server(karma_serve, Judged(judged.model, write_axis(tmp_path / "axis.gguf", 0.5))) as engine:
+        assert not engine.identity.vouched
+        assert engine.identity.axis_sha256 == sha256_file(judged.axis)  # what the server says
 
 
 def identity_of(judged: Judged, **changes: Any) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def test_weights_axis_and_thresholds_must_all_be_the_releases(changes: dict[str,
     identity = identity_of(judged, **changes)
     with (
         plain_server(identity=(200, identity), answer=as_karma_serve(identity)) as server,
-        open_server(server, judged) as engine,
+        open_server(server.url, judged) as engine,
     ):
         assert engine.identity.claimed
         assert engine.identity.vouched == (not changes)
@@ -179,7 +180,7 @@ def test_weights_axis_and_thresholds_must_all_be_the_releases(changes: dict[str,
 def test_an_identity_that_is_none_is_nobodys(spoilt: dict[str, Any], judged: Judged) -> None:
     with (
         plain_server(identity=(200, identity_of(judged) | spoilt)) as server,
-        open_server(server, judged) as engine,
+        open_server(server.url, judged) as engine,
     ):
         assert (engine.identity.weights_sha256, engine.identity.vouched) == ("unknown", False)
 
@@ -218,10 +219,10 @@ def test_a_cap_that_was_not_applied_as_asked_ends_the_gate(said: Any, judged: Ju
         gate(judged, tmp_path, engine="openai", base_url=server.url)
 
 
-def open_server(server: PlainServer, judged: Judged, **options: Any) -> OpenAIServerEngine:
+def open_server(url: str, judged: Judged, **options: Any) -> OpenAIServerEngine:
     axis = load_cap(judged.axis, judged.model)
     return OpenAIServerEngine(
-        server.url,
+        url,
         tokenize=lambda text, parse_special: list(text.encode()),
         release=ReleaseFiles(sha256_file(judged.model), axis.sha256, axis.cap),
         **options,
@@ -266,7 +267,7 @@ def test_the_letters_decide_about_ability(judged: Judged) -> None:
     def answer(body: dict[str, Any]) -> Reply:
         return 200, completion("B", letters="BA" if body.get("logprobs") else "")
 
-    with plain_server(answer=answer) as server, open_server(server, judged) as engine:
+    with plain_server(answer=answer) as server, open_server(server.url, judged) as engine:
         assert engine.score([Message("user", "?")], prefix="", options=["A", "B", "C"]) == [-2.0, -1.0, -3.0]
 
 
@@ -360,7 +361,7 @@ def test_an_answer_that_does_not_come_is_an_error(judged: Judged) -> None:
         return 200, {}
 
     with plain_server(answer=answer) as server, pytest.raises(SetupError, match="no answer in time"):
-        open_server(server, judged, answer_seconds=0.2)
+        open_server(server.url, judged, answer_seconds=0.2)
 
 
 def test_no_server_is_one_line(judged: Judged, tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ def test_a_reply_without_end_is_an_error(judged: Judged, monkeypatch: pytest.Mon
         plain_server(answer=lambda body: (200, completion("x" * 2000))) as server,
         pytest.raises(SetupError, match="does not end"),
     ):
-        open_server(server, judged)
+        open_server(server.url, judged)
 
 
 def test_the_key_goes_to_the_server_and_into_no_file(

@@ -139,12 +139,13 @@ def test_an_axis_of_another_model_is_an_error_and_leaves_no_files(judged: Judged
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp", "transformers"])
-def test_weights_that_give_no_numbers_end_the_gate_without_files(judged: Judged, tmp_path: Path, engine: str) -> None:
+def test_logits_that_are_no_numbers_end_the_gate_without_files(judged: Judged, tmp_path: Path, engine: str) -> None:
     header = read_header(judged.model)
-    tensor = next(tensor for tensor in header.tensors if tensor.name == "output_norm.weight")
+    tensor = next(tensor for tensor in header.tensors if tensor.name == "token_embd.weight")  # the output matrix, too
+    assert tensor.type == "Q8_0"
     data = bytearray(judged.model.read_bytes())
-    start = header.data_offset + tensor.offset
-    data[start : start + 4] = np.float32(np.nan).tobytes()
+    start = header.data_offset + tensor.offset  # of the scale of the first block: of token 0's logit
+    data[start : start + 2] = np.float16(np.nan).tobytes()
     broken = Judged(tmp_path / "broken.gguf", judged.axis)
     broken.model.write_bytes(data)
     with pytest.raises(IntegrityError, match="broken"):
@@ -184,7 +185,8 @@ def test_a_gate_that_is_killed_goes_on_where_it_stood(judged: Judged, tmp_path: 
     """SIGKILL, in the middle of the check after so many."""
     recipe = tmp_path / "params.yaml"
     recipe.write_text((REPOSITORY / "params.yaml").read_text("utf-8").replace("answer_tokens: 64", "answer_tokens: 8"))
-    command = [KARMA, "gate", "run", judged.model, "--acap", judged.axis, "--items", "1", "--params", recipe]
+    suites = write_suites(tmp_path / "suites", good_suites())
+    command = [KARMA, "gate", "run", judged.model, "--acap", judged.axis, "--suites", suites, "--params", recipe]
     environment = os.environ | {"KARMA_HOME": str(tmp_path / "home")}
     with subprocess.Popen(
         [*command, "--output", tmp_path / "killed"], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
@@ -192,12 +194,11 @@ def test_a_gate_that_is_killed_goes_on_where_it_stood(judged: Judged, tmp_path: 
         checks_until(process, checks)
         process.kill()
     assert not (tmp_path / "killed").exists()
-    params = small(**yaml.safe_load(recipe.read_text("utf-8"))["gate"] | {"items_per_check": 1})
+    params = small(**yaml.safe_load(recipe.read_text("utf-8"))["gate"] | {"items_per_check": None})
     lines: list[str] = []
-    metrics = run(
-        judged, tmp_path / "again", params=params, store=tmp_path / "home" / "answers" / "answers.db", lines=lines
-    )
-    assert metrics == run(judged, tmp_path / "alone", params=params)
+    store = tmp_path / "home" / "answers" / "answers.db"
+    metrics = run(judged, tmp_path / "again", suites=suites, params=params, store=store, lines=lines)
+    assert metrics == run(judged, tmp_path / "alone", suites=suites, params=params)
     assert (tmp_path / "again" / "gate.jsonl").read_bytes() == (tmp_path / "alone" / "gate.jsonl").read_bytes()
     assert int(lines[-1].split()[0]) > 0
     assert int(lines[-1].split()[3]) > 0, "the killed run's answers were used"
