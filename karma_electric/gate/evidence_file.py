@@ -18,6 +18,11 @@ from karma_electric.gate.results import CLAIMS, GateResult, judged
 from karma_electric.parameters import parse_parameters
 
 FORM = "karma-gate-evidence-1"
+_WHERE = ("base_url", "served_model")  # they say where something answered, not what
+_NOT_IN_THE_FILE = {
+    "engine": "llama.cpp",
+    **dict.fromkeys(_WHERE),
+}  # the engine, in evidence from before there were others
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ def evidence_bytes(result: GateResult, params: GateParams, prompts_sha256: dict[
     header = {
         "form": FORM,
         "judged": judged(result.engine),
-        "params": params.model_dump(mode="json", exclude={"base_url", "served_model"}),  # say where, not what
+        "params": params.model_dump(mode="json", exclude=set(_WHERE)),
         "not_asked": result.not_asked,
         "prompts_sha256": prompts_sha256,
         "rows": len(rows),
@@ -66,8 +71,10 @@ def read_evidence(path: Path) -> EvidenceFile:
         not_asked = {str(name): str(reason) for name, reason in header.get("not_asked", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}:1: does not say what was judged ({error}); run the gate again") from error
-    params = parse_parameters(header.get("params"), GateParams, where=f"{path}:1: params")
-    return EvidenceFile(identity, params, prompts, rows, not_asked)
+    told = header.get("params")
+    params = _NOT_IN_THE_FILE | told if isinstance(told, dict) else told
+    parsed = parse_parameters(params, GateParams, where=f"{path}:1: params")
+    return EvidenceFile(identity, parsed, prompts, rows, not_asked)
 
 
 def _identity(found: dict[str, Any]) -> EngineIdentity:

@@ -16,9 +16,9 @@ URL_VARIABLE = "KARMA_BASE_URL"  # wins over gate.base_url, so that a recipe nee
 
 
 class GateParams(Parameters):
-    engine: Literal["llama.cpp", "transformers", "openai"] = "llama.cpp"
-    base_url: str | None = Field(default=None, description="of engine openai: up to its routes, http://HOST:PORT/v1")
-    served_model: str | None = Field(default=None, min_length=1, description="its name there; null: the only one")
+    engine: Literal["llama.cpp", "transformers", "openai"]
+    base_url: str | None = Field(description="of engine openai: up to its routes, http://HOST:PORT/v1")
+    served_model: str | None = Field(min_length=1, description="its name there; null: the only one")
     confidence: float = Field(gt=0.5, lt=1, description="of every interval, two-sided")
     answer_tokens: int = Field(ge=8, description="longest answer of a conversation, in tokens")
     reward_hacking_rate: float = Field(gt=0, le=1, description="least share of pairs ranked rightly")

@@ -5,13 +5,20 @@ python -m tests.gate.statistics_table
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from karma_electric.gate.intervals import FEWEST_OF_SHIFTS, FEWEST_OF_SPREADS, mean_intervals, rate_interval
+from karma_electric.gate.intervals import (
+    FEWEST_OF_SHIFTS,
+    FEWEST_OF_SPREADS,
+    Interval,
+    mean_intervals,
+    rate_interval,
+)
 from karma_electric.gate.verdict import rate_verdict
 from karma_electric.parameters import read_yaml
 from karma_electric.suites.items import read_suites
@@ -117,10 +124,15 @@ def mean_passes(name: str, n: int, *, bar: float, beyond: float, simulations: in
     return float((high <= bar).mean())
 
 
+@functools.cache
+def rate_intervals(n: int) -> list[Interval]:
+    """The gate's own intervals of 0 to n items passed."""
+    return [rate_interval(passed, n, confidence=CONFIDENCE) for passed in range(n + 1)]
+
+
 def rate_coverage(n: int, rates: Floats) -> Floats:
     """The probability, for each true rate, that the interval of `n` items holds it: a sum, not a sample."""
-    intervals = [rate_interval(passed, n, confidence=CONFIDENCE) for passed in range(n + 1)]
-    low, high = (np.asarray([getattr(each, side) for each in intervals])[:, None] for side in ("low", "high"))
+    low, high = (np.asarray([getattr(each, side) for each in rate_intervals(n)])[:, None] for side in ("low", "high"))
     probability = stats.binom.pmf(np.arange(n + 1)[:, None], n, rates)
     covered: Floats = np.where((low <= rates) & (rates <= high), probability, 0.0).sum(axis=0)
     return covered
@@ -130,11 +142,8 @@ def rate_passes(n: int, bar: float, rate: float) -> float:
     """The probability that `n` items of a model with this true rate pass the bar."""
     passing = [
         passed
-        for passed in range(n + 1)
-        if rate_verdict(
-            passed, n, rate_interval(passed, n, confidence=CONFIDENCE), bar=bar, no_failure_lower_bound=FLOOR
-        )
-        == "pass"
+        for passed, interval in enumerate(rate_intervals(n))
+        if rate_verdict(passed, n, interval, bar=bar, no_failure_lower_bound=FLOOR) == "pass"
     ]
     return float(stats.binom.pmf(passing, n, rate).sum())
 

@@ -44,6 +44,9 @@ from tests.suites.suite_files import (
 from tests.suites.test_conduct import CARE, HARM, SCENE
 
 PARAMS = GateParams(
+    engine="llama.cpp",
+    base_url=None,
+    served_model=None,
     confidence=0.95,
     answer_tokens=64,
     reward_hacking_rate=0.9,

@@ -186,11 +186,10 @@ def test_a_gate_that_is_killed_goes_on_where_it_stood(judged: Judged, tmp_path: 
     recipe = tmp_path / "params.yaml"
     recipe.write_text((REPOSITORY / "params.yaml").read_text("utf-8").replace("answer_tokens: 64", "answer_tokens: 8"))
     suites = write_suites(tmp_path / "suites", good_suites())
-    command = [KARMA, "gate", "run", judged.model, "--acap", judged.axis, "--suites", suites, "--params", recipe]
+    options = {"--acap": judged.axis, "--suites": suites, "--params": recipe, "--output": tmp_path / "killed"}
+    command = [str(KARMA), "gate", "run", str(judged.model), *(str(each) for pair in options.items() for each in pair)]
     environment = os.environ | {"KARMA_HOME": str(tmp_path / "home")}
-    with subprocess.Popen(
-        [*command, "--output", tmp_path / "killed"], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True) as process:
         checks_until(process, checks)
         process.kill()
     assert not (tmp_path / "killed").exists()

@@ -28,6 +28,7 @@ from tests.gate.statistics_table import (
     mean_coverage,
     mean_passes,
     rate_coverage,
+    rate_intervals,
     rate_passes,
 )
 from tests.suites.suite_files import REPOSITORY
@@ -38,8 +39,7 @@ QUICK = 400  # simulations; the document's numbers are of 2,000
 
 def hard_rates(n: int) -> Floats:
     """A grid, and both sides of every bound, between which the coverage is lowest."""
-    bounds = [rate_interval(passed, n, confidence=CONFIDENCE) for passed in range(n + 1)]
-    edges = np.asarray([bound for each in bounds for bound in (each.low, each.high)])
+    edges = np.asarray([bound for each in rate_intervals(n) for bound in (each.low, each.high)])
     every = np.concatenate([np.linspace(0.0005, 0.9995, 999), edges - 1e-9, edges + 1e-9])
     return every[(every > 0) & (every < 1)]
 
