@@ -56,16 +56,18 @@ def mean_interval(values: Sequence[float], *, confidence: float) -> Interval:
     return Interval(low=float(low[0]), high=float(high[0]))
 
 
-def mean_intervals(samples: Floats, *, confidence: float) -> tuple[Floats, Floats]:
+def mean_intervals(
+    samples: Floats, *, confidence: float, resamples: int = BOOTSTRAP_RESAMPLES
+) -> tuple[Floats, Floats]:
     """The lower and upper bounds, (samples,), of the means of samples (samples, values), each as if it stood alone."""
     low, high = samples[:, 0].copy(), samples[:, 0].copy()
     varied = np.ptp(samples, axis=1) > 0
     if varied.any():
-        low[varied], high[varied] = _wider(samples[varied], confidence)
+        low[varied], high[varied] = _wider(samples[varied], confidence, resamples)
     return low, high
 
 
-def _wider(samples: Floats, confidence: float) -> tuple[Floats, Floats]:
+def _wider(samples: Floats, confidence: float, resamples: int) -> tuple[Floats, Floats]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the bootstrap's bounds are then NaN
         bootstrap = stats.bootstrap(
@@ -73,7 +75,7 @@ def _wider(samples: Floats, confidence: float) -> tuple[Floats, Floats]:
             np.mean,
             axis=1,
             confidence_level=confidence,
-            n_resamples=BOOTSTRAP_RESAMPLES,
+            n_resamples=resamples,
             method="BCa",
             rng=np.random.default_rng(BOOTSTRAP_SEED),
         ).confidence_interval
