@@ -304,23 +304,11 @@ class LlamaCppEngine:
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
-            model = self._open_model()
-            source = model.chat_template()
-            if source is None:
-                raise InputError(f"{model.path}: has no chat template; write the file again from a model that has one")
-            self._template = ChatTemplate(
-                source, bos_token=model.token_text("bos"), eos_token=model.token_text("eos"), where=str(model.path)
-            )
+            self._template = self._open_model().compiled_template()
         return self._template
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._open_model().tokenize(text, parse_special=True)
-        bos = self._model.special_token_ids().get("bos")
-        if bos is None:
-            return ids
-        if ids[:2] == [bos, bos]:
-            raise InputError(f"{self._model.path}: the chat template starts with bos twice; expected once")
-        return [bos, *ids] if self._model.adds_bos and ids[:1] != [bos] else ids
+        return self._open_model().prompt_tokens(text)
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:

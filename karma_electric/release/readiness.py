@@ -36,7 +36,8 @@ def check_gate(release: Release) -> str:
             )
     evidence = release.local(EVIDENCE_NAME)
     kept = read_evidence(evidence)
-    found = judge_again(kept.rows, kept.identity, params=kept.params).as_metrics(evidence_sha256=sha256_file(evidence))
+    again = judge_again(kept.rows, kept.identity, params=kept.params, not_asked=kept.not_asked)
+    found = again.as_metrics(evidence_sha256=sha256_file(evidence))
     if found != gate:
         raise IntegrityError(
             f"{path}: says {gate.get('verdict')!r}, its evidence says {found['verdict']!r} or differs in a number; "
