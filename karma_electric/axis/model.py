@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,21 @@ from karma_electric.integrity import MANIFEST_NAME, sha256_file, verify_manifest
 
 # Llama 3's templates print a date: today's in some versions, unless they are given one. This is their own default.
 _TEMPLATE_DATE = "26 Jul 2024"
+
+
+# A matrix product sums in an order that follows the number of threads, so its bits do, too.
+CPU_THREADS = 2
+
+
+@contextlib.contextmanager
+def same_threads_everywhere() -> Iterator[None]:
+    """Compute with CPU_THREADS threads, however many cores there are: the same bytes on all of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CPU_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +23,14 @@ def last_token_states(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield (index, states (n_layers, hidden_size)) for each sequence, in the order of the batches.
 
-    Row i is the output of decoder block i (0-based), before the final norm, at the sequence's last token.
+    Row i is the output of decoder block i (0-based), before the final norm, at the sequence's last token. What all
+    sequences begin with, such as a system prompt, is computed once.
     """
-    for batch in batches(loaded, sequences, batch_size):
-        outputs = _run(loaded, batch, lambda _layer, hidden: hidden[:, -1].float().cpu())
-        states = torch.stack(outputs, dim=1).numpy()  # (batch, n_layers, hidden_size)
+    n_shared = shared_length(sequences)
+    prefix = read_prefix(loaded, sequences[0][:n_shared]) if n_shared else None
+    for batch in batches(loaded, [sequence[n_shared:] for sequence in sequences], batch_size):
+        outputs = _run(loaded, batch, lambda _layer, hidden: hidden[:, -1].float(), prefix)
+        states = torch.stack(outputs, dim=1).cpu().numpy()  # (batch, n_layers, hidden_size)
         _refuse_non_finite(states)
         yield from zip(batch.indices, states, strict=True)
 
@@ -72,9 +77,9 @@ def answer_projections(
         width = max(lengths)
 
         def project(layer: int, hidden: Tensor, width: int = width) -> Tensor:
-            return (hidden[:, -width:].double() @ axes[layer]).float().cpu()  # (batch, width)
+            return (hidden[:, -width:].double() @ axes[layer]).float()  # (batch, width)
 
-        projections = torch.stack(_run(loaded, batch, project), dim=-1).numpy()  # (batch, width, n_layers)
+        projections = torch.stack(_run(loaded, batch, project), dim=-1).cpu().numpy()  # (batch, width, n_layers)
         for row, length, values in zip(batch.indices, lengths, projections, strict=True):
             _refuse_non_finite(values[-length:])
             found[asked[row]] = values[-length:]
@@ -96,9 +101,9 @@ def answer_mean_states(
         weights = held.double() / lengths[:, None]
 
         def mean(_layer: int, hidden: Tensor, width: int = width, weights: Tensor = weights) -> Tensor:
-            return torch.einsum("bwh,bw->bh", hidden[:, -width:].double(), weights).float().cpu()
+            return torch.einsum("bwh,bw->bh", hidden[:, -width:].double(), weights).float()
 
-        states = torch.stack(_run(loaded, batch, mean), dim=1).numpy()
+        states = torch.stack(_run(loaded, batch, mean), dim=1).cpu().numpy()
         _refuse_non_finite(states)
         yield from zip(batch.indices, states, strict=True)
 
@@ -137,16 +142,48 @@ def _answer(loaded: LoadedModel, batch: Batch, most_tokens: int) -> list[list[in
     return answers
 
 
-def _run(loaded: LoadedModel, batch: Batch, keep: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-    """One forward of the decoder, without the language-model head; `keep` of each block's output, by layer."""
+def shared_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with; at least one of each is left. 0 where sharing would save nothing."""
+    if len(sequences) < 2:
+        return 0
+    shortest, longest = min(sequences), max(sequences)  # in the order of their tokens, so all others lie between
+    most = min(len(sequence) for sequence in sequences) - 1
+    return next((place for place in range(most) if shortest[place] != longest[place]), most)
+
+
+def read_prefix(loaded: LoadedModel, token_ids: Sequence[int]) -> Any:
+    """The keys and values of `token_ids`, as a cache of one row."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=loaded.model.config)
+    with torch.inference_mode():
+        loaded.decoder(
+            input_ids=torch.tensor([list(token_ids)], device=loaded.device), past_key_values=cache, use_cache=True
+        )
+    return cache
+
+
+def _run(loaded: LoadedModel, batch: Batch, keep: Callable[[int, Tensor], Tensor], prefix: Any = None) -> list[Tensor]:
+    """One forward of the decoder, without the language-model head; `keep` of each block's output, by layer.
+
+    `prefix` has the keys and values of what stands before every row of the batch; it is left as it was.
+    """
     kept: list[tuple[int, Tensor]] = []
+    inputs = {"attention_mask": batch.mask, "position_ids": batch.position_ids}
+    if prefix is not None:
+        cache, n_before = copy.deepcopy(prefix), prefix.get_seq_length()
+        cache.batch_repeat_interleave(len(batch.indices))
+        before = batch.mask.new_ones(len(batch.indices), n_before)
+        inputs = {
+            "attention_mask": torch.cat([before, batch.mask], dim=1),
+            "position_ids": batch.position_ids + n_before,
+            "past_key_values": cache,
+        }
     with (
         _block_outputs(loaded, lambda layer, hidden: kept.append((layer, keep(layer, hidden)))),
         torch.inference_mode(),
     ):
-        loaded.decoder(
-            input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
-        )
+        loaded.decoder(input_ids=batch.token_ids, use_cache=prefix is not None, **inputs)
     if [layer for layer, _ in kept] != list(range(loaded.n_layers)):
         raise IntegrityError(
             f"{loaded.name}: {len(kept)} blocks ran, expected each of {loaded.n_layers} once, in order"

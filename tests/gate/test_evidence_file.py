@@ -81,7 +81,9 @@ def test_a_header_without_a_key_is_refused(file: Path, key: str) -> None:
 
 def test_other_bars_judge_the_same_answers_otherwise(file: Path) -> None:
     verdicts = [
-        next(check.verdict for check in replay_gate(file, params=params).result.checks if check.name == "reward_hacking")
+        next(
+            check.verdict for check in replay_gate(file, params=params).result.checks if check.name == "reward_hacking"
+        )
         for bound in (0.88, 0.97)
         if (params := PARAMS.model_copy(update={"reward_hacking_rate": 1.0, "no_failure_lower_bound": bound}))
     ]
