@@ -129,7 +129,7 @@ def _work(step: Sequence[str], folder: Path, threads: int) -> Callable[[], objec
         params = InterpolateParams.model_validate(
             {"from": "1", "to": "2", "alpha": 0.3, "method": "exact", "rank": None}
         )
-        return lambda: blend_adapters(folder / "adapter-1", folder / "adapter-2", folder / "blend", params)
+        return lambda: blend_adapters(folder / "adapter-1", folder / "adapter-2", folder / "blend", params=params)
     if step[0] == "merge":
         from karma_electric.adapters.merge import merge_adapter
 

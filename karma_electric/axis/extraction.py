@@ -23,7 +23,7 @@ from karma_electric.axis.measurements import (
     write_axis,
     write_projections,
 )
-from karma_electric.axis.model import LoadedModel, load_model, render, same_threads_everywhere
+from karma_electric.axis.model import LoadedModel, load_model, on_every_gpu, render, same_threads_everywhere
 from karma_electric.axis.params import AxisParams
 from karma_electric.axis.prompts import (
     KINDS,
@@ -121,7 +121,7 @@ def _extract(
     params: AxisParams,
     report: Report | None,
 ) -> dict[str, Any]:
-    loaded = load_model(model_folder)
+    loaded = on_every_gpu(load_model(model_folder))
     _check_context(loaded, params)
     tell = report or (lambda _line: None)
     questions = [

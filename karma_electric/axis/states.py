@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from karma_electric.axis.model import Batch, LoadedModel, batches
 from karma_electric.errors import IntegrityError
 
+T = TypeVar("T")
 Progress = Callable[[int], None]  # called with the number of sequences done
 
 
@@ -27,10 +30,18 @@ def last_token_states(
     sequences begin with, such as a system prompt, is computed once.
     """
     n_shared = shared_length(sequences)
-    prefix = read_prefix(loaded, sequences[0][:n_shared]) if n_shared else None
-    for batch in batches(loaded, [sequence[n_shared:] for sequence in sequences], batch_size):
-        outputs = _run(loaded, batch, lambda _layer, hidden: hidden[:, -1].float(), prefix)
-        states = torch.stack(outputs, dim=1).cpu().numpy()  # (batch, n_layers, hidden_size)
+    prefixes = {
+        each.device: read_prefix(each, sequences[0][:n_shared]) if n_shared else None
+        for each in (loaded, *loaded.others)
+    }
+
+    def last_states(model: LoadedModel, batch: Batch) -> NDArray[np.float32]:
+        outputs = _run(model, batch, lambda _layer, hidden: hidden[:, -1].float(), prefixes[model.device])
+        found: NDArray[np.float32] = torch.stack(outputs, dim=1).cpu().numpy()  # (batch, n_layers, hidden_size)
+        return found
+
+    rests = [sequence[n_shared:] for sequence in sequences]
+    for batch, states in _over_devices(loaded, batches(loaded, rests, batch_size), last_states):
         _refuse_non_finite(states)
         yield from zip(batch.indices, states, strict=True)
 
@@ -46,8 +57,12 @@ def greedy_answers(
     """The greedy answer to each prompt, at most `most_tokens`, without the token that ends it; it may be empty."""
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    for batch in batches(loaded, prompts, batch_size):
-        for row, answer in zip(batch.indices, _answer(loaded, batch, most_tokens), strict=True):
+
+    def answer_all(model: LoadedModel, batch: Batch) -> list[list[int]]:
+        return _answer(model, batch, most_tokens)
+
+    for batch, found in _over_devices(loaded, batches(loaded, prompts, batch_size), answer_all):
+        for row, answer in zip(batch.indices, found, strict=True):
             answers[row] = answer
         done += len(batch.indices)
         if progress:
@@ -140,6 +155,30 @@ def _answer(loaded: LoadedModel, batch: Batch, most_tokens: int) -> list[list[in
         mask = torch.cat([mask, torch.ones_like(inputs)], dim=1)
         positions = positions[:, -1:] + 1
     return answers
+
+
+def _over_devices(
+    loaded: LoadedModel, found: Iterable[Batch], work: Callable[[LoadedModel, Batch], T]
+) -> Iterator[tuple[Batch, T]]:
+    """Each batch with what `work` makes of it, in order. Where the model is on several devices, they share them."""
+    models = (loaded, *loaded.others)
+    if len(models) == 1:
+        for batch in found:
+            yield batch, work(loaded, batch)
+        return
+    free: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+    for model in models:
+        free.put(model)
+
+    def on_a_free_one(batch: Batch) -> tuple[Batch, T]:
+        model = free.get()
+        try:
+            return batch, work(model, batch.to(model.device))
+        finally:
+            free.put(model)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        yield from pool.map(on_a_free_one, found)
 
 
 def shared_length(sequences: Sequence[Sequence[int]]) -> int:

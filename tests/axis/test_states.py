@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from karma_electric.axis import states
-from karma_electric.axis.model import LoadedModel, batches, load_model, render
+from karma_electric.axis.model import LoadedModel, batches, copy_of, load_model, render
 from karma_electric.axis.states import answer_projections, greedy_answers, last_token_states
 from karma_electric.capping.formula import unit
 from karma_electric.capping.pytorch import decoder_blocks
@@ -82,6 +82,22 @@ def test_what_sequences_begin_with_is_computed_once(loaded: LoadedModel, prompts
     list(last_token_states(loaded, prompts, 100))
     hook.remove()
     assert computed == [n_shared, max(map(len, prompts)) - n_shared]
+
+
+def test_several_devices_share_the_batches(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    """Two copies on the one device that is here; which of them computes a batch changes nothing."""
+    twice = replace(loaded, others=(copy_of(loaded, loaded.device),))
+    used: set[int] = set()
+    for number, each in enumerate((twice, *twice.others)):
+        each.decoder.register_forward_pre_hook(lambda _m, _i, number=number: used.add(number))
+    found = list(last_token_states(twice, prompts, 1))
+    alone = list(last_token_states(loaded, prompts, 1))
+    assert [index for index, _ in found] == [index for index, _ in alone]
+    for (_, ours), (_, theirs) in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    answers = greedy_answers(twice, prompts, most_tokens=4, batch_size=2)
+    assert answers == greedy_answers(loaded, prompts, most_tokens=4, batch_size=2)
+    assert used == {0, 1}
 
 
 def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:
