@@ -2,7 +2,10 @@
 block.
 
     python benchmarks/extraction.py [models/merged] [--prompts data/prompts]
+    python benchmarks/extraction.py models/base --shape 8b --prompts data/prompts --samples 200 --batch 64 \
+        --dtype bfloat16
 
+With `--shape` the model has random weights, which are made in memory, and of the folder only the tokenizer is read.
 Both measure the same contrast prompts under the same system prompts, each in a process of its own with two threads, so
 that the peak memory is that of one way. Seconds are wall time; the load average stands in the result, because on a
 shared machine they measure the others as well, and CPU seconds beside them.
@@ -18,22 +21,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from karma_electric.axis.extraction import axis_with_error, measure_contrast
 from karma_electric.axis.model import LoadedModel, load_model, render
 from karma_electric.axis.params import AxisParams
 from karma_electric.axis.prompts import Prompt, read_contrast_prompts, read_generic_prompts, sample
+from karma_electric.capping.pytorch import decoder_blocks
 from karma_electric.prompts import read_prompt
 
 LEAST_SPEEDUP = 4.0
 LEAST_COSINE = 0.9999
 WAYS = ("naive", "batched")
+SHAPES = {
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "vocab_size": 128256},
+    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 49152},
+}  # fmt: skip
 
 
 def main() -> None:
@@ -46,6 +58,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--json", type=Path, help="write the result here, too")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, with the model's tokenizer")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -82,8 +95,14 @@ def compare(arguments: argparse.Namespace) -> None:
 def run_one(arguments: argparse.Namespace) -> None:
     """One way: the axis into a file, and what it cost."""
     torch.set_num_threads(arguments.threads)
-    loaded = load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    loaded = random_model(arguments) if arguments.shape else load_model(arguments.model, dtype=dtype)
     contrast = sample(read_contrast_prompts(arguments.prompts / "axis-contrast.jsonl"), arguments.samples, 42)
+    for number in range(arguments.samples - len(contrast)):  # two of them together
+        first, second = contrast[number % len(contrast)], contrast[number // 2]
+        contrast.append(replace(first, text=f"{first.text} {second.text}"))
+    if loaded.device.type == "cuda":  # the first call loads the libraries' kernels
+        warm_up(loaded)
     systems = [read_prompt(arguments.prompts / "persona.txt")]
     systems += [prompt.text for prompt in read_generic_prompts(arguments.prompts / "generic.jsonl")]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -97,6 +116,7 @@ def run_one(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
         axis, _ = measure_contrast(loaded, contrast, systems, params, lambda _line: None)
     record = {
+        "device_peak_bytes": torch.cuda.max_memory_allocated() if loaded.device.type == "cuda" else None,
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu_start,
         "model_rss_bytes": before,
@@ -104,6 +124,31 @@ def run_one(arguments: argparse.Namespace) -> None:
     }
     arguments.output.with_suffix(".json").write_text(json.dumps(record))
     np.save(arguments.output.with_suffix(".npy"), axis)
+
+
+def random_model(arguments: argparse.Namespace) -> LoadedModel:
+    """A Llama of the shape, on CUDA where there is one, with the tokenizer of the model's folder."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
+    config = LlamaConfig(**SHAPES[arguments.shape], max_position_embeddings=8192, rope_theta=500000.0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, arguments.dtype))
+    with torch.device(device):
+        model: Any = LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(before)
+    found = decoder_blocks(model)
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, decoder=found.decoder, blocks=found.blocks, hidden_size=found.hidden_size,
+        name="random", sha256="0" * 64, model_type="llama", context_tokens=8192, pad_id=0, end_ids=frozenset(),
+    )  # fmt: skip
+
+
+def warm_up(loaded: LoadedModel) -> None:
+    """One pass, not timed."""
+    with torch.no_grad():
+        loaded.model(input_ids=torch.arange(100, device=loaded.device)[None])
+    torch.cuda.synchronize()
 
 
 def naive_axis(loaded: LoadedModel, contrast: list[Prompt], systems: list[str]) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from karma_electric.axis.measurements import (
     write_axis,
     write_projections,
 )
-from karma_electric.axis.model import LoadedModel, load_model, render
+from karma_electric.axis.model import LoadedModel, load_model, on_every_gpu, render, same_threads_everywhere
 from karma_electric.axis.params import AxisParams
 from karma_electric.axis.prompts import (
     KINDS,
@@ -109,7 +109,19 @@ def extract_axis(
         training_set=training_set,
         params=params,
     )
-    loaded = load_model(model_folder)
+    with same_threads_everywhere():
+        return _extract(model_folder, prompts, output_axis, output_projections, params, report)
+
+
+def _extract(
+    model_folder: Path,
+    prompts: _Prompts,
+    output_axis: Path,
+    output_projections: Path,
+    params: AxisParams,
+    report: Report | None,
+) -> dict[str, Any]:
+    loaded = on_every_gpu(load_model(model_folder))
     _check_context(loaded, params)
     tell = report or (lambda _line: None)
     questions = [
@@ -167,7 +179,7 @@ def contrast_states(
     differences = np.zeros((len(contrast), loaded.n_layers, loaded.hidden_size), np.float64)
     weights = np.array([-1.0, *[1.0 / (n_conditions - 1)] * (n_conditions - 1)])
     persona = np.zeros_like(differences)
-    states = _states(loaded, sequences, [prompt for prompt in contrast for _ in systems], params)
+    states = _states(loaded, sequences, contrast, params)
     for done, (index, state) in enumerate(states, start=1):
         prompt, condition = divmod(index, n_conditions)
         differences[prompt] += weights[condition] * state.astype(np.float64)
@@ -179,17 +191,25 @@ def contrast_states(
 
 
 def _states(
-    loaded: LoadedModel, sequences: Sequence[Sequence[int]], prompts: Sequence[Prompt], params: AxisParams
+    loaded: LoadedModel, sequences: Sequence[Sequence[int]], contrast: Sequence[Prompt], params: AxisParams
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(index, states (n_layers, hidden_size)) of each sequence, where `params.position` says."""
+    """(index, states (n_layers, hidden_size)) of each sequence, where `params.position` says.
+
+    Of each prompt in `contrast` there are as many sequences as conditions, one after another.
+    """
+    n_conditions = len(sequences) // len(contrast)
     if params.position == "last-prompt-token":
-        yield from last_token_states(loaded, sequences, params.batch_size)
+        for condition in range(n_conditions):  # those of one begin with the same system prompt
+            those = sequences[condition::n_conditions]
+            for row, state in last_token_states(loaded, those, params.batch_size):
+                yield row * n_conditions + condition, state
         return
     answers = greedy_answers(loaded, sequences, most_tokens=params.answer_tokens, batch_size=params.batch_size)
-    for answer, prompt in zip(answers, prompts, strict=True):
+    for number, answer in enumerate(answers):
         if not answer:
+            where = contrast[number // n_conditions].where
             raise InputError(
-                f"{prompt.where}: the model ends its answer at once, so it has no mean; remove the prompt, or set "
+                f"{where}: the model ends its answer at once, so it has no mean; remove the prompt, or set "
                 "axis.position: last-prompt-token"
             )
     yield from answer_mean_states(loaded, sequences, answers, params.batch_size)

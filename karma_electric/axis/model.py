@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,21 @@ from karma_electric.integrity import MANIFEST_NAME, sha256_file, verify_manifest
 
 # Llama 3's templates print a date: today's in some versions, unless they are given one. This is their own default.
 _TEMPLATE_DATE = "26 Jul 2024"
+
+
+# A matrix product sums in an order that follows the number of threads, so its bits do, too.
+CPU_THREADS = 2
+
+
+@contextlib.contextmanager
+def same_threads_everywhere() -> Iterator[None]:
+    """Compute with CPU_THREADS threads, however many cores there are: the same bytes on all of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CPU_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class LoadedModel:
     context_tokens: int | None  # None: the config names no limit
     pad_id: int
     end_ids: frozenset[int]
+    others: tuple[LoadedModel, ...] = ()  # the same on further devices
 
     @property
     def n_layers(self) -> int:
@@ -53,6 +71,10 @@ class Batch:
     token_ids: Tensor  # (batch, positions) int64
     mask: Tensor  # (batch, positions) int64; 0 is padding
     position_ids: Tensor  # (batch, positions) int64; the first real token is at 0
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(self.indices, self.token_ids.to(device), self.mask.to(device), self.position_ids.to(device))
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> LoadedModel:
@@ -91,6 +113,19 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> LoadedMo
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(end_ids, default=0),
         end_ids=end_ids,
     )
+
+
+def on_every_gpu(loaded: LoadedModel) -> LoadedModel:
+    """`loaded` with a copy of its model on each further GPU, so that batches are shared by all."""
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return replace(loaded, others=tuple(copy_of(loaded, device) for device in devices if device != loaded.device))
+
+
+def copy_of(loaded: LoadedModel, device: torch.device) -> LoadedModel:
+    """The same model once more, on `device`."""
+    model = copy.deepcopy(loaded.model).to(device)
+    found = decoder_blocks(model)
+    return replace(loaded, model=model, decoder=found.decoder, blocks=found.blocks, others=())
 
 
 def render(loaded: LoadedModel, system: str, user: str, *, most_tokens: int, where: str) -> list[int]:

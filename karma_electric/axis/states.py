@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 from karma_electric.axis.model import Batch, LoadedModel, batches
 from karma_electric.errors import IntegrityError
 
+T = TypeVar("T")
 Progress = Callable[[int], None]  # called with the number of sequences done
 
 
@@ -21,11 +26,22 @@ def last_token_states(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield (index, states (n_layers, hidden_size)) for each sequence, in the order of the batches.
 
-    Row i is the output of decoder block i (0-based), before the final norm, at the sequence's last token.
+    Row i is the output of decoder block i (0-based), before the final norm, at the sequence's last token. What all
+    sequences begin with, such as a system prompt, is computed once.
     """
-    for batch in batches(loaded, sequences, batch_size):
-        outputs = _run(loaded, batch, lambda _layer, hidden: hidden[:, -1].float().cpu())
-        states = torch.stack(outputs, dim=1).numpy()  # (batch, n_layers, hidden_size)
+    n_shared = shared_length(sequences)
+    prefixes = {
+        each.device: read_prefix(each, sequences[0][:n_shared]) if n_shared else None
+        for each in (loaded, *loaded.others)
+    }
+
+    def last_states(model: LoadedModel, batch: Batch) -> NDArray[np.float32]:
+        outputs = _run(model, batch, lambda _layer, hidden: hidden[:, -1].float(), prefixes[model.device])
+        found: NDArray[np.float32] = torch.stack(outputs, dim=1).cpu().numpy()  # (batch, n_layers, hidden_size)
+        return found
+
+    rests = [sequence[n_shared:] for sequence in sequences]
+    for batch, states in _over_devices(loaded, batches(loaded, rests, batch_size), last_states):
         _refuse_non_finite(states)
         yield from zip(batch.indices, states, strict=True)
 
@@ -41,8 +57,12 @@ def greedy_answers(
     """The greedy answer to each prompt, at most `most_tokens`, without the token that ends it; it may be empty."""
     answers: list[list[int]] = [[] for _ in prompts]
     done = 0
-    for batch in batches(loaded, prompts, batch_size):
-        for row, answer in zip(batch.indices, _answer(loaded, batch, most_tokens), strict=True):
+
+    def answer_all(model: LoadedModel, batch: Batch) -> list[list[int]]:
+        return _answer(model, batch, most_tokens)
+
+    for batch, found in _over_devices(loaded, batches(loaded, prompts, batch_size), answer_all):
+        for row, answer in zip(batch.indices, found, strict=True):
             answers[row] = answer
         done += len(batch.indices)
         if progress:
@@ -72,9 +92,9 @@ def answer_projections(
         width = max(lengths)
 
         def project(layer: int, hidden: Tensor, width: int = width) -> Tensor:
-            return (hidden[:, -width:].double() @ axes[layer]).float().cpu()  # (batch, width)
+            return (hidden[:, -width:].double() @ axes[layer]).float()  # (batch, width)
 
-        projections = torch.stack(_run(loaded, batch, project), dim=-1).numpy()  # (batch, width, n_layers)
+        projections = torch.stack(_run(loaded, batch, project), dim=-1).cpu().numpy()  # (batch, width, n_layers)
         for row, length, values in zip(batch.indices, lengths, projections, strict=True):
             _refuse_non_finite(values[-length:])
             found[asked[row]] = values[-length:]
@@ -96,9 +116,9 @@ def answer_mean_states(
         weights = held.double() / lengths[:, None]
 
         def mean(_layer: int, hidden: Tensor, width: int = width, weights: Tensor = weights) -> Tensor:
-            return torch.einsum("bwh,bw->bh", hidden[:, -width:].double(), weights).float().cpu()
+            return torch.einsum("bwh,bw->bh", hidden[:, -width:].double(), weights).float()
 
-        states = torch.stack(_run(loaded, batch, mean), dim=1).numpy()
+        states = torch.stack(_run(loaded, batch, mean), dim=1).cpu().numpy()
         _refuse_non_finite(states)
         yield from zip(batch.indices, states, strict=True)
 
@@ -137,16 +157,72 @@ def _answer(loaded: LoadedModel, batch: Batch, most_tokens: int) -> list[list[in
     return answers
 
 
-def _run(loaded: LoadedModel, batch: Batch, keep: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-    """One forward of the decoder, without the language-model head; `keep` of each block's output, by layer."""
+def _over_devices(
+    loaded: LoadedModel, found: Iterable[Batch], work: Callable[[LoadedModel, Batch], T]
+) -> Iterator[tuple[Batch, T]]:
+    """Each batch with what `work` makes of it, in order. Where the model is on several devices, they share them."""
+    models = (loaded, *loaded.others)
+    if len(models) == 1:
+        for batch in found:
+            yield batch, work(loaded, batch)
+        return
+    free: queue.SimpleQueue[LoadedModel] = queue.SimpleQueue()
+    for model in models:
+        free.put(model)
+
+    def on_a_free_one(batch: Batch) -> tuple[Batch, T]:
+        model = free.get()
+        try:
+            return batch, work(model, batch.to(model.device))
+        finally:
+            free.put(model)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        yield from pool.map(on_a_free_one, found)
+
+
+def shared_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with; at least one of each is left. 0 where sharing would save nothing."""
+    if len(sequences) < 2:
+        return 0
+    shortest, longest = min(sequences), max(sequences)  # in the order of their tokens, so all others lie between
+    most = min(len(sequence) for sequence in sequences) - 1
+    return next((place for place in range(most) if shortest[place] != longest[place]), most)
+
+
+def read_prefix(loaded: LoadedModel, token_ids: Sequence[int]) -> Any:
+    """The keys and values of `token_ids`, as a cache of one row."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=loaded.model.config)
+    with torch.inference_mode():
+        loaded.decoder(
+            input_ids=torch.tensor([list(token_ids)], device=loaded.device), past_key_values=cache, use_cache=True
+        )
+    return cache
+
+
+def _run(loaded: LoadedModel, batch: Batch, keep: Callable[[int, Tensor], Tensor], prefix: Any = None) -> list[Tensor]:
+    """One forward of the decoder, without the language-model head; `keep` of each block's output, by layer.
+
+    `prefix` has the keys and values of what stands before every row of the batch; it is left as it was.
+    """
     kept: list[tuple[int, Tensor]] = []
+    inputs = {"attention_mask": batch.mask, "position_ids": batch.position_ids}
+    if prefix is not None:
+        cache, n_before = copy.deepcopy(prefix), prefix.get_seq_length()
+        cache.batch_repeat_interleave(len(batch.indices))
+        before = batch.mask.new_ones(len(batch.indices), n_before)
+        inputs = {
+            "attention_mask": torch.cat([before, batch.mask], dim=1),
+            "position_ids": batch.position_ids + n_before,
+            "past_key_values": cache,
+        }
     with (
         _block_outputs(loaded, lambda layer, hidden: kept.append((layer, keep(layer, hidden)))),
         torch.inference_mode(),
     ):
-        loaded.decoder(
-            input_ids=batch.token_ids, attention_mask=batch.mask, position_ids=batch.position_ids, use_cache=False
-        )
+        loaded.decoder(input_ids=batch.token_ids, use_cache=prefix is not None, **inputs)
     if [layer for layer, _ in kept] != list(range(loaded.n_layers)):
         raise IntegrityError(
             f"{loaded.name}: {len(kept)} blocks ran, expected each of {loaded.n_layers} once, in order"

@@ -140,7 +140,7 @@ def write_types(model_folder: Path, work: Path, quantized: Sequence[str]) -> dic
         write_gguf(model_folder, file, gguf_type=gguf_type, name="conformance")
         paths[str(gguf_type)] = LlamaCppPath(file, name=gguf_type, logit_bound=bound, cache_type="f32")
     for name in quantized:
-        from karma_electric.gguf_files.quantize import quantize_gguf
+        from karma_electric.gguf_files.llama_cpp_quantizer import quantize_gguf
 
         file = work / f"{name}.gguf"
         quantize_gguf(work / "F16.gguf", file, name, threads=None)

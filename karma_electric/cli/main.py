@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from karma_electric.cli import axis, build, card, chat, gate, publish, redteam, rl_sim, score, serve, verify
+from karma_electric.cli import axis, build, card, chat, fit, gate, publish, redteam, rl_sim, score, serve, verify
 from karma_electric.cli.db.app import app as db
 from karma_electric.errors import KarmaError
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 build.register(app)
+fit.register(app)
 chat.register(app)
 serve.register(app)
 score.register(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from karma_electric.errors import InputError, IntegrityError
+from karma_electric.safetensors_files import open_safetensors
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
@@ -27,6 +29,7 @@ class ModelTensors:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = _files_by_tensor(folder)
+        self._opened = functools.cache(open_safetensors)
 
     @property
     def names(self) -> set[str]:
@@ -41,6 +44,10 @@ class ModelTensors:
         with _Opened(self._path(name)) as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    def load_rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows start:stop of the tensor `name`, in a memory of their own; for several threads at once."""
+        return self._opened(self._path(name)).load(name, rows)
 
     def _path(self, name: str) -> Path:
         if name not in self._files:

@@ -1,49 +1,67 @@
-"""Logits of a Hugging Face folder in PyTorch, float32, with one decoder block in memory at a time."""
+"""Logits of a Llama in PyTorch, float32, with one decoder block in memory at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from karma_electric.gguf_files.model_tensors import ModelTensors
+from karma_electric.gguf_files.planned_tensors import EMBEDDING_NAME, OUTPUT_NAME
+
+_HEAD_ROWS: Final = 16384  # of the language-model head that are in memory at once
 
 
-def reference_logits(model_folder: Path, token_ids: Sequence[int]) -> NDArray[np.float32]:
-    """(n,) token ids -> (n, vocab_size) logits of transformers' own LlamaForCausalLM with weights widened to float32.
+class Weights(Protocol):
+    """Tensors by their Hugging Face names, in any type of float."""
 
-    The model is built without storage; each of its parts loads its weights before it runs and drops them after, so the
-    peak is the largest of embeddings and block, whatever the number of blocks.
+    def load(self, name: str) -> torch.Tensor:
+        """The whole tensor."""
+
+    def load_rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Some of its rows."""
+
+
+def reference_logits(model_folder: Path, weights: Weights, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    """(n,) token ids -> (n, vocab_size) logits of transformers' own LlamaModel with `weights` widened to float32.
+
+    `model_folder` has the configuration. The model is built without storage; each block loads its weights before it
+    runs and drops them after, and embeddings and head are read in parts, so the peak does not grow with the model's
+    depth or vocabulary.
     """
     config = AutoConfig.from_pretrained(model_folder, local_files_only=True, attn_implementation="eager")
-    tensors = ModelTensors(model_folder)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).eval()
-    model.model.rotary_emb = LlamaRotaryEmbedding(config=config)
-    embeddings = "model.embed_tokens"
-    parts = [(model.model.embed_tokens, embeddings), (model.model.norm, "model.norm")]
-    parts += [(layer, f"model.layers.{index}") for index, layer in enumerate(model.model.layers)]
-    parts.append((model.lm_head, embeddings if config.tie_word_embeddings else "lm_head"))
-    for module, name in parts:
-        _load_while_running(module, name, tensors)
+        model = LlamaModel(config).eval()
+    model.rotary_emb = LlamaRotaryEmbedding(config=config)
+    for module, name in [
+        (model.norm, "model.norm"),
+        *((layer, f"model.layers.{index}") for index, layer in enumerate(model.layers)),
+    ]:
+        _load_while_running(module, name, weights)
+    embedded = torch.cat([weights.load_rows(EMBEDDING_NAME, slice(each, each + 1)) for each in token_ids])
+    head = EMBEDDING_NAME if config.tie_word_embeddings else OUTPUT_NAME
     with torch.no_grad():
-        logits = model(torch.tensor([list(token_ids)]), use_cache=False).logits[0]
-    result: NDArray[np.float32] = logits.to(torch.float32).numpy()
-    return result
+        hidden = model(inputs_embeds=embedded.to(torch.float32)[None], use_cache=False).last_hidden_state[0]
+        parts = [
+            hidden @ weights.load_rows(head, slice(first, min(first + _HEAD_ROWS, config.vocab_size))).float().T
+            for first in range(0, config.vocab_size, _HEAD_ROWS)
+        ]
+    logits: NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
+    return logits
 
 
-def _load_while_running(module: torch.nn.Module, name: str, tensors: ModelTensors) -> None:
-    def load(part: torch.nn.Module, _: Any) -> None:
-        weights = {key: tensors.load(f"{name}.{key}").to(torch.float32) for key, _ in part.named_parameters()}
-        part.load_state_dict(weights, assign=True)
+def _load_while_running(module: torch.nn.Module, name: str, weights: Weights) -> None:
+    def load(part: torch.nn.Module, *_: Any) -> None:
+        part.load_state_dict(
+            {key: weights.load(f"{name}.{key}").to(torch.float32) for key, _ in part.named_parameters()}, assign=True
+        )
 
-    def drop(part: torch.nn.Module, _: Any, __: Any) -> None:
+    def drop(part: torch.nn.Module, *_: Any) -> None:
         part.to_empty(device="meta")
 
     module.register_forward_pre_hook(load)

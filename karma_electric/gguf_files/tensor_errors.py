@@ -1,17 +1,18 @@
-"""How far the stored values of a quantised GGUF are from the F16 file that it was made from."""
+"""How far the stored values of a GGUF file are from the model that it was made from."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
-import gguf
 import numpy as np
-from gguf import quants
+import torch
 from numpy.typing import NDArray
 
 from karma_electric.errors import IntegrityError
-from karma_electric.gguf_files.reader import GgufHeader, TensorInfo, read_header
+from karma_electric.gguf_files.model_tensors import ModelTensors
+from karma_electric.gguf_files.planned_tensors import PlannedTensor, rotate_pairs
+from karma_electric.gguf_files.reader import TensorInfo
+from karma_electric.gguf_files.stored_weights import StoredWeights
 
 MAX_ROWS: Final = 1024  # of a tensor, evenly spread with first and last; the whole of an 8B model would take minutes
 
@@ -31,39 +32,40 @@ MAX_TENSOR_ERROR: Final[dict[str, float]] = {
 }
 
 
-def check_tensors(f16_file: Path, gguf_file: Path) -> float:
-    """The largest relative error of a tensor in `gguf_file`. Both files must hold the same names and shapes.
+def check_tensors(source: ModelTensors, plan: list[PlannedTensor], stored: StoredWeights) -> float:
+    """The largest relative error of a tensor in `stored` against the model, rounded to F16 where it is a matrix.
 
     Raises IntegrityError naming the tensor for one beyond the bound of its type, or of a type that no recipe makes.
     """
-    base, header = read_header(f16_file), read_header(gguf_file)
-    originals = {tensor.name: tensor for tensor in base.tensors}
     worst = 0.0
-    for tensor in header.tensors:
-        if tensor.type not in MAX_TENSOR_ERROR:
+    for tensor in plan:
+        info = stored.info[tensor.name]
+        if info.type not in MAX_TENSOR_ERROR:
             raise IntegrityError(
-                f"{gguf_file}: tensor {tensor.name} is of the type {tensor.type}, which no type of the recipe uses; "
+                f"{stored.path}: tensor {info.name} is of the type {info.type}, which no type of the recipe uses; "
                 "quantise again"
             )
-        rows = _sampled_rows(tensor)
-        found = read_rows(gguf_file, header, tensor, rows)
-        original = read_rows(f16_file, base, originals[tensor.name], rows)
-        error = _relative(found, original)
-        if not error <= MAX_TENSOR_ERROR[tensor.type]:  # not: NaN is beyond every bound
+        rows = _sampled_rows(info)
+        error = _relative(stored.read_rows(tensor.name, rows), _original_rows(source, tensor, rows))
+        if not error <= MAX_TENSOR_ERROR[info.type]:  # not: NaN is beyond every bound
             raise IntegrityError(
-                f"{gguf_file}: tensor {tensor.name} ({tensor.type}) has a relative error of {error:.4g} against F16, "
-                f"expected at most {MAX_TENSOR_ERROR[tensor.type]:g}; quantise again"
+                f"{stored.path}: tensor {info.name} ({info.type}) has a relative error of {error:.4g} against the "
+                f"model, expected at most {MAX_TENSOR_ERROR[info.type]:g}; quantise again"
             )
         worst = max(worst, error)
     return worst
 
 
-def read_rows(path: Path, header: GgufHeader, tensor: TensorInfo, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The values of some rows of a tensor: (len(rows), row length)."""
-    count = int(np.prod(tensor.shape[1:]))
-    raw = np.memmap(path, np.uint8, "r", header.data_offset + tensor.offset, (count, tensor.size_bytes // count))
-    values: NDArray[np.float32] = quants.dequantize(np.asarray(raw[rows]), gguf.GGMLQuantizationType[tensor.type])
-    return values
+def _original_rows(source: ModelTensors, tensor: PlannedTensor, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What the rows of the file were made from: (rows, row length)."""
+    values = source.load(tensor.source)  # mapped: only the rows that are asked for are read
+    if not tensor.is_matrix:
+        return values.to(torch.float32).numpy()[None]
+    wanted = torch.from_numpy(rows)
+    if tensor.rotated_heads is not None:
+        wanted = rotate_pairs(torch.arange(tensor.shape[0]), tensor.rotated_heads)[wanted]
+    original: NDArray[np.float32] = values[wanted].to(torch.float16).to(torch.float32).numpy()
+    return original
 
 
 def _sampled_rows(tensor: TensorInfo) -> NDArray[np.int64]:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from karma_electric.axis import extraction
 from karma_electric.axis.extraction import axis_with_error, extract_axis, measure_contrast, recorded
 from karma_electric.axis.measurements import read_axis, read_projections
-from karma_electric.axis.model import load_model, render
+from karma_electric.axis.model import CPU_THREADS, LoadedModel, load_model, render
 from karma_electric.axis.prompts import read_contrast_prompts, read_generic_prompts
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.integrity import sha256_file, write_manifest
@@ -209,3 +210,36 @@ def test_progress_is_reported(tiny_llama: Path, prompt_files: PromptFiles, tmp_p
         "contrast prompts: 24 of 24",
         *(f"calibration answers: {done} of 16" for done in (5, 10, 15, 16)),
     ]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_bytes_do_not_depend_on_the_number_of_cores(
+    tiny_llama: Path, measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    seen: list[int] = []
+
+    def load_and_look(folder: Path) -> LoadedModel:
+        seen.append(torch.get_num_threads())
+        return load_model(folder)
+
+    monkeypatch.setattr(extraction, "load_model", load_and_look)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        extract_axis(
+            tiny_llama,
+            contrast_prompts=measured.prompts.contrast,
+            generic_prompts=measured.prompts.generic,
+            persona_prompt=measured.prompts.persona,
+            calibration_prompts=measured.prompts.calibration,
+            training_set=None,
+            output_axis=tmp_path / "axis.safetensors",
+            output_projections=tmp_path / "projections.safetensors",
+            params=AXIS,
+        )
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [CPU_THREADS]
+    assert (tmp_path / "axis.safetensors").read_bytes() == measured.axis.read_bytes()
+    assert (tmp_path / "projections.safetensors").read_bytes() == measured.projections.read_bytes()

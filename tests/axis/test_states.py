@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from karma_electric.axis.model import LoadedModel, batches, load_model, render
+from karma_electric.axis import states
+from karma_electric.axis.model import LoadedModel, batches, copy_of, load_model, render
 from karma_electric.axis.states import answer_projections, greedy_answers, last_token_states
 from karma_electric.capping.formula import unit
 from karma_electric.capping.pytorch import decoder_blocks
@@ -41,8 +42,8 @@ def naive_states(model: Any, token_ids: list[int]) -> NDArray[np.float64]:
         model(input_ids=torch.tensor([token_ids]), use_cache=False)
     for handle in handles:
         handle.remove()
-    states: NDArray[np.float64] = torch.stack(outputs).double().numpy()
-    return states
+    found: NDArray[np.float64] = torch.stack(outputs).double().numpy()
+    return found
 
 
 def test_batches_are_padded_on_the_left(loaded: LoadedModel) -> None:
@@ -65,6 +66,38 @@ def test_last_token_states_are_those_of_each_prompt_alone(
     for index, prompt in enumerate(prompts):
         expected = naive_states(loaded.model, prompt)[:, -1]
         np.testing.assert_allclose(found[index], expected, atol=1e-5)
+
+
+def test_what_sequences_begin_with_is_computed_once(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    n_shared = states.shared_length(prompts)
+    assert 5 < n_shared < min(map(len, prompts))
+    assert len({tuple(prompt[:n_shared]) for prompt in prompts}) == 1 < len({prompt[n_shared] for prompt in prompts})
+    assert states.shared_length([[1, 2, 3], [1, 2]]) == 1  # something is left of each
+    assert states.shared_length([[1, 2], [1, 2]]) == 1
+    assert states.shared_length([[1, 2], [3, 4]]) == states.shared_length([[1, 2]]) == 0
+    computed: list[int] = []
+    hook = loaded.decoder.register_forward_pre_hook(
+        lambda _m, _a, inputs: computed.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    list(last_token_states(loaded, prompts, 100))
+    hook.remove()
+    assert computed == [n_shared, max(map(len, prompts)) - n_shared]
+
+
+def test_several_devices_share_the_batches(loaded: LoadedModel, prompts: list[list[int]]) -> None:
+    """Two copies on the one device that is here; which of them computes a batch changes nothing."""
+    twice = replace(loaded, others=(copy_of(loaded, loaded.device),))
+    used: set[int] = set()
+    for number, each in enumerate((twice, *twice.others)):
+        each.decoder.register_forward_pre_hook(lambda _m, _i, number=number: used.add(number))
+    found = list(last_token_states(twice, prompts, 1))
+    alone = list(last_token_states(loaded, prompts, 1))
+    assert [index for index, _ in found] == [index for index, _ in alone]
+    for (_, ours), (_, theirs) in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    answers = greedy_answers(twice, prompts, most_tokens=4, batch_size=2)
+    assert answers == greedy_answers(loaded, prompts, most_tokens=4, batch_size=2)
+    assert used == {0, 1}
 
 
 def _greedy(model: Any, prompt: list[int], count: int) -> list[int]:
@@ -97,8 +130,8 @@ def test_projections_are_of_the_state_that_holds_the_token(loaded: LoadedModel, 
     for prompt, answer, values in zip(prompts, answers, found, strict=True):
         assert values.shape == (len(answer), 4)
         assert values.dtype == np.float32
-        states = naive_states(loaded.model, prompt + answer)[:, len(prompt) :]  # (n_layers, answer, hidden_size)
-        np.testing.assert_allclose(values, np.einsum("lth,lh->tl", states, directions), atol=1e-4)
+        held = naive_states(loaded.model, prompt + answer)[:, len(prompt) :]  # (n_layers, answer, hidden_size)
+        np.testing.assert_allclose(values, np.einsum("lth,lh->tl", held, directions), atol=1e-4)
 
 
 def test_a_prompt_is_never_cut(loaded: LoadedModel) -> None:
