@@ -56,6 +56,7 @@ def redteam(
     from karma_electric.gate.checks import Prompts
     from karma_electric.gate.params import GateParams
     from karma_electric.gate.redteam import run_redteam
+    from karma_electric.gate.run import CONTEXT_TOKENS
     from karma_electric.parameters import read_section
     from karma_electric.prompts import read_prompt
     from karma_electric.suites.fuzzing import mutated
@@ -78,7 +79,9 @@ def redteam(
         cap, axis_sha256 = axis.cap(), axis.sha256
     runs = []
     with (
-        LlamaCppEngine(path, cap=cap, axis_sha256=axis_sha256, threads=threads) as engine,
+        LlamaCppEngine(
+            path, cap=cap, axis_sha256=axis_sha256, threads=threads, context_tokens=CONTEXT_TOKENS
+        ) as engine,
         open_answer_store(working_store("answers") / "answers.db") as store,
     ):
         for capped in {Mode.BOTH: (False, True), Mode.CAPPED: (True,), Mode.UNCAPPED: (False,)}[mode]:

@@ -22,6 +22,8 @@ from karma_electric.integrity import sha256_file, write_bytes, write_text
 from karma_electric.prompts import read_prompt
 from karma_electric.suites.items import read_suites
 
+CONTEXT_TOKENS = 2048  # of each conversation; as many are in memory as the engine answers at once
+
 
 @dataclass(frozen=True)
 class GateRun:
@@ -52,7 +54,7 @@ def run_gate(
     items = read_suites(suites)
     prompts = Prompts(persona=read_prompt(persona_prompt), evaluator=read_prompt(evaluator_prompt))
     loaded = load_cap(axis, model)
-    with LlamaCppEngine(model, cap=loaded.cap, axis_sha256=loaded.sha256) as engine:
+    with LlamaCppEngine(model, cap=loaded.cap, axis_sha256=loaded.sha256, context_tokens=CONTEXT_TOKENS) as engine:
         if store is None:
             result = judge(engine, items, prompts=prompts, params=params, report=report)
         else:
