@@ -14,6 +14,7 @@ from karma_electric.errors import InputError
 from karma_electric.gate.params import GateParams, server_url
 from karma_electric.gate.plan import all_checks
 
+CONTEXT_TOKENS = 2048  # of each conversation; as many are in memory as llama.cpp answers at once
 KEY_VARIABLE = "KARMA_API_KEY"  # no other name: a key of somebody else's server must not go to this one
 
 
@@ -41,7 +42,9 @@ def open_engine(
     if params.engine == "llama.cpp":
         from karma_electric.engines.llama_cpp import LlamaCppEngine
 
-        with LlamaCppEngine(model, cap=cap, axis_sha256=axis_sha256, threads=threads) as llama_cpp:
+        with LlamaCppEngine(
+            model, cap=cap, axis_sha256=axis_sha256, threads=threads, context_tokens=CONTEXT_TOKENS
+        ) as llama_cpp:
             yield OpenEngine(llama_cpp, llama_cpp.arithmetic)
     elif params.engine == "transformers":
         from karma_electric.engines.transformers import TransformersEngine

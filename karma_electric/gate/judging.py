@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from karma_electric.engines.control_tokens import is_plain_text
+from karma_electric.engines.interviews import hold_all, parallel_answers
 from karma_electric.engines.protocol import Engine, EngineIdentity
-from karma_electric.engines.questions import Answer, Interview, Question, ask
+from karma_electric.engines.questions import Answer, Question
 from karma_electric.errors import IntegrityError
 from karma_electric.gate.answer_store import AnswerStore, question_key
 from karma_electric.gate.checks import Answers, Check, Prompts
@@ -23,36 +24,71 @@ Report = Callable[[str], None]
 
 
 @dataclass
-class Questioner:
-    """Asks an engine what the store has no answer to."""
+class KeptAnswers:
+    """The answers of one engine in a store, and how many were found there; without a store, none is kept."""
 
-    engine: Engine
-    store: AnswerStore | None = None
-    arithmetic: str = ""
+    identity: EngineIdentity
+    arithmetic: str
+    store: AnswerStore | None
     asked: int = 0
     known: int = 0
 
-    def answer(self, question: Question) -> Answer:
+    def get(self, question: Question) -> Answer | None:
         if self.store is None:
-            self.asked += 1
-            return ask(self.engine, question)
-        key = question_key(self.engine.identity, self.arithmetic, question)
-        if (answer := self.store.get(key, question)) is not None:
-            self.known += 1
-            return answer
-        answer = ask(self.engine, question)
-        self.store.put(key, answer)
-        self.asked += 1
+            return None
+        answer = self.store.get(question_key(self.identity, self.arithmetic, question), question)
+        self.known += answer is not None
         return answer
 
-    def hold(self, interview: Interview[Answers]) -> Answers:
-        try:
-            question = next(interview)
-            while True:
-                question = interview.send(self.answer(question))
-        except StopIteration as stop:
-            answers: Answers = stop.value
-            return answers
+    def put(self, question: Question, answer: Answer) -> None:
+        self.asked += 1
+        if self.store is not None:
+            self.store.put(question_key(self.identity, self.arithmetic, question), answer)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An item and the check that asks about it."""
+
+    check: Check[Any]
+    item: Item
+
+
+class Questioner:
+    """Asks an engine what the store has no answer to, about many items at once."""
+
+    def __init__(
+        self, engine: Engine, prompts: Prompts, store: AnswerStore | None = None, arithmetic: str = ""
+    ) -> None:
+        self.asked = self.known = 0
+        self._engine = engine
+        self._prompts = prompts
+        self._store = store
+        self._arithmetic = arithmetic
+
+    def ask_all(self, items: Sequence[Asked], done: Callable[[int, Evidence], None]) -> None:
+        """`done` gets each item's place in `items` and its evidence, in the order in which they are judged.
+
+        The uncapped ones come first: a decode call is capped or not.
+        """
+        for capped in (False, True):
+            if places := [place for place, asked in enumerate(items) if asked.check.capped == capped]:
+                self._ask(items, places, capped, done)
+
+    def _ask(
+        self, items: Sequence[Asked], places: Sequence[int], capped: bool, done: Callable[[int, Evidence], None]
+    ) -> None:
+        def finished(number: int, answers: Answers) -> None:
+            asked = items[places[number]]
+            done(places[number], asked.check.evidence(asked.item, answers))
+
+        interviews = [items[place].check.ask(items[place].item, self._prompts) for place in places]
+        with parallel_answers(self._engine, capped=capped) as answers:
+            arithmetic = "; ".join(part for part in (self._arithmetic, answers.arithmetic) if part)
+            kept = KeptAnswers(self._engine.identity, arithmetic, self._store)
+            hold_all(answers, interviews, memory=kept, finished=finished)
+        self.asked += kept.asked
+        self.known += kept.known
 
 
 def judge(
@@ -78,12 +114,22 @@ def judge(
     for check in checks:
         reason = left_out.get(check.name)
         report(f"{check.name}: {check.power(len(items[check.name])) if reason is None else f'not asked: {reason}'}")
-    questioner = Questioner(engine, store, arithmetic)
-    evidence: dict[str, list[Evidence]] = {}
-    for check in checks:
-        rows = [check.evidence(item, questioner.hold(check.ask(item, prompts))) for item in items[check.name]]
-        evidence[check.name] = rows
-        report(f"{check.name}: {sum(row.passed for row in rows)} of {len(rows)} passed")
+    asked = [Asked(check, item) for check in checks for item in items[check.name]]
+    rows: dict[int, Evidence] = {}
+    left = {check.name: len(items[check.name]) for check in checks}
+
+    def done(place: int, row: Evidence) -> None:
+        rows[place] = row
+        left[row.check] -= 1
+        if not left[row.check]:
+            found = [each for each in rows.values() if each.check == row.check]
+            report(f"{row.check}: {sum(each.passed for each in found)} of {len(found)} passed")
+
+    questioner = Questioner(engine, prompts, store, arithmetic)
+    questioner.ask_all(asked, done)
+    evidence: dict[str, list[Evidence]] = {check.name: [] for check in checks}
+    for place in sorted(rows):
+        evidence[rows[place].check].append(rows[place])
     report(f"{questioner.asked} questions asked, {questioner.known} answered before")
     return _result(checks, evidence, engine.identity, params.items_per_check, left_out)
 
