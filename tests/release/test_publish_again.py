@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.cli.running import KARMA
 from tests.release.publish_worker import REPOSITORY
 from tests.release.publishing import CANDIDATE, REPO, Scene
 
@@ -137,3 +138,19 @@ def test_a_signature_can_be_added_and_not_be_lost(fresh: Scene, private_key: Pat
     done = fresh.publish("fail", "--yank", "v8", "--reason", "x")
     assert (done.returncode, fresh.repo.refs()) == (1, signed)
     assert "is signed, so its next commit must be" in done.stderr
+
+
+def test_without_an_identity_nothing_is_published_keyless(fresh: Scene) -> None:
+    refs = fresh.repo.refs()
+    done = subprocess.run(
+        [str(KARMA), "publish", "--repo", REPO, "--keyless"],
+        cwd=fresh.root / "pass",
+        env=fresh.environment | {"SIGSTORE_ID_TOKEN": "no-such-token"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, fresh.repo.refs()) == (2, refs), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: keyless signing failed")
+    assert "no-such-token" not in done.stderr
+    assert not {"preupload", "commit"} & set(fresh.server.faults.seen)
