@@ -69,7 +69,7 @@ def mean_intervals(
 
 def _wider(samples: Floats, confidence: float, resamples: int) -> tuple[Floats, Floats]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the bootstrap's bounds are then NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # of values that hardly vary: the bootstrap's bounds are NaN
         bootstrap = stats.bootstrap(
             (samples,),
             np.mean,
@@ -79,7 +79,7 @@ def _wider(samples: Floats, confidence: float, resamples: int) -> tuple[Floats, 
             method="BCa",
             rng=np.random.default_rng(BOOTSTRAP_SEED),
         ).confidence_interval
-    student = stats.ttest_1samp(samples, 0.0, axis=1).confidence_interval(confidence_level=confidence)
+        student = stats.ttest_1samp(samples, 0.0, axis=1).confidence_interval(confidence_level=confidence)
     return np.fmin(bootstrap.low, student.low), np.fmax(bootstrap.high, student.high)
 
 
