@@ -72,7 +72,7 @@ class Sigstore:
         claims = jwt.decode(token, options={"verify_signature": False})
         now = datetime.datetime.now(datetime.UTC)
         builder = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(self.root.subject)
-        builder = builder.public_key(request.public_key()).serial_number(x509.random_serial_number())  # type: ignore[arg-type]
+        builder = builder.public_key(request.public_key()).serial_number(x509.random_serial_number())
         builder = builder.not_valid_before(now - MINUTE).not_valid_after(now + 10 * MINUTE)
         names = x509.SubjectAlternativeName([x509.RFC822Name(claims["sub"])])
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING])

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from karma_electric.conversation import Message
+from karma_electric.conversation import Message, Role
 from karma_electric.engines.chat_template import ChatTemplate
 from karma_electric.errors import InputError
 from karma_electric.release.ollama import ollama_files
@@ -80,14 +80,13 @@ def test_the_same_tokens_as_transformers(template: str, bos: bool, shape: str) -
     """Of the whole prompt, with the beginning-of-text token that Ollama adds where the GGUF file asks for one."""
     tokenizer = chat_tokenizer(template, bos=bos)
     go = GoTemplate(files(template)["template"])
-    roles = {role[0]: role for role in ("system", "user", "assistant")}
+    roles: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant"}
     for shift in range(len(CONTENTS)):
-        rows = [
-            {"role": roles[letter], "content": CONTENTS[(number + shift) % len(CONTENTS)]}
-            for number, letter in enumerate(shape)
+        messages = [
+            Message(roles[letter], CONTENTS[(number + shift) % len(CONTENTS)]) for number, letter in enumerate(shape)
         ]
+        rows = [message.as_dict() for message in messages]
         expected = tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"]
-        messages = [Message(row["role"], row["content"]) for row in rows]
         assert tokenizer(go.render(messages), add_special_tokens=bos)["input_ids"] == expected
         assert (expected[0] == tokenizer.bos_token_id) == bos
         assert len(expected) > 5
