@@ -1,6 +1,6 @@
 """What a cap costs in llama.cpp: prefill and decode with 0, 7 and all layers capped, batch 1 and 8.
 
-    python benchmarks/capping.py models/gguf/karma-electric-135m-v8-Q8_0.gguf
+    python benchmarks/capping.py [models/gguf/karma-electric-135m-v8-Q8_0.gguf]
 
 Directions are random and every ceiling is 0, so that about half of the positions are changed. The three contexts decode
 the same batches one after the other, in changing order, and of each batch the least time over the turns counts: other
@@ -26,6 +26,7 @@ import numpy as np
 from karma_electric.capping.formula import Cap, unit
 from karma_electric.capping.llama_cpp import CapCallback
 from karma_electric.capping.llama_cpp_runner import LlamaCppRunner, Token
+from karma_electric.cli.caps import find_model
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 
 BATCH_TOKENS = 64
@@ -37,18 +38,19 @@ LEAST_KEPT = 0.92  # of the uncapped speed, with 7 layers
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?", help="a GGUF file; without it, the one that was built")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
     load_before = os.getloadavg()
-    model = LlamaCppModel(arguments.model)
+    path = find_model(arguments.model)
+    model = LlamaCppModel(path)
     rows = [
         row for batch in (1, 8) for row in measure(model, batch=batch, turns=arguments.turns, threads=arguments.threads)
     ]
     result = {
-        "model": arguments.model.name,
+        "model": path.name,
         "threads": arguments.threads,
         "turns": arguments.turns,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

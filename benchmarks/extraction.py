@@ -1,7 +1,7 @@
 """Extracting an axis in batches against the naive loop: one prompt at a time through the whole model, a hook on every
 block.
 
-    python benchmarks/extraction.py models/merged --prompts data/prompts
+    python benchmarks/extraction.py [models/merged] [--prompts data/prompts]
     python benchmarks/extraction.py models/base --shape 8b --prompts data/prompts --samples 200 --batch 64 \
         --dtype bfloat16
 
@@ -52,8 +52,8 @@ SHAPES = {
 def main() -> None:
     """Measure both ways and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--prompts", type=Path, required=True, help="the folder with the prompt files")
+    parser.add_argument("model", type=Path, nargs="?", default=Path("models/merged"))
+    parser.add_argument("--prompts", type=Path, default=Path("data/prompts"), help="the folder with the prompt files")
     parser.add_argument("--samples", type=int, default=60)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)

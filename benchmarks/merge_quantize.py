@@ -169,7 +169,7 @@ def make_base(shape: str, blocks: int | None, tokenizer: Path, folder: Path) -> 
         rope_theta=500000.0, dtype="bfloat16", rms_norm_eps=1e-5,
     ).save_pretrained(folder)  # fmt: skip
     plan = list(plan_tensors(read_llama_config(folder)))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(SHARDS):
         part = plan[number * len(plan) // SHARDS : (number + 1) * len(plan) // SHARDS]
         name = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"

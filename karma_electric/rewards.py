@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from karma_electric.canonical import read_json_lines, rounded
 from karma_electric.conversation import parse_text
+from karma_electric.engines.control_tokens import is_plain_text
 from karma_electric.engines.protocol import Engine
 from karma_electric.engines.questions import hold
 from karma_electric.errors import InputError, shown
 from karma_electric.suites.antijudge import AntiJudgement, antijudge
-from karma_electric.suites.evaluation import HIGHEST_SCORE, LOWEST_SCORE, Evaluation, evaluate
+from karma_electric.suites.evaluation import HIGHEST_SCORE, LOWEST_SCORE, Evaluation, NotRated, evaluate
 
 BLOCKED_REWARD = 0.0
 MOST_REWARD = float(HIGHEST_SCORE)
@@ -61,7 +63,7 @@ class Scored:
         found = self.evaluation
         return {
             "raw": self.raw,
-            "expected": None if found is None else rounded(found.expected_overall),
+            "expected": None if found is None else found.as_row()["expected_overall"],
             "dimensions": None if found is None else found.dimensions,
             "antijudge": self.judgement.as_row(),
             "reward": rounded(self.reward),
@@ -83,11 +85,15 @@ def score_response(
     judgement = antijudge(response)
     if not response.strip():
         return Scored(None, judgement, "no words")
-    for text in (prompt, response):
-        if engine.tokenize(text, parse_special=True) != engine.tokenize(text):
-            return Scored(None, judgement, "control tokens")
-    evaluation = hold(engine, evaluate(evaluator_prompt, prompt=prompt, response=response, reasons=reasons))
-    return Scored(evaluation, judgement)
+    rating = evaluate(
+        evaluator_prompt,
+        prompt=prompt,
+        response=response,
+        reasons=reasons,
+        is_plain=partial(is_plain_text, engine),
+    )
+    found = hold(engine, rating)
+    return Scored(None, judgement, found.reason) if isinstance(found, NotRated) else Scored(found, judgement)
 
 
 def read_exchanges(path: Path) -> list[Exchange]:

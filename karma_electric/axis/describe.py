@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.axis.loading import AxisContent, load_cap, read_content
+from karma_electric.axis.loading import AxisContent, checked_threshold, load_cap, read_content
 from karma_electric.integrity import sha256_file
 
 
@@ -59,6 +59,7 @@ def lint(
     and not zero, and a finite float32 `acap.threshold.<layer>` for each. Without thresholds a `threshold` is needed.
     With a model: width and layers fit, and the weights are those that the axis was made from.
     """
+    checked_threshold(threshold)
     if model is not None:
         load_cap(path, model, threshold=threshold, force=force)
     return _description(path, read_content(path, need_thresholds=threshold is None))

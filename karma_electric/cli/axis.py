@@ -95,9 +95,12 @@ def sweep(
     projections: Annotated[Path, typer.Option(help="Of the same stage.")] = Path("models/axis/projections.safetensors"),
     prompts: Annotated[Path, typer.Option(help="The folder of the prompt files.")] = Path("data/prompts"),
     params: Annotated[Path, typer.Option(help="The recipe, for the layers.")] = Path("params.yaml"),
-    percentile: Annotated[list[float] | None, typer.Option(help="Of the persona's tokens; may be repeated.")] = None,
+    percentile: Annotated[
+        list[float] | None,
+        typer.Option(help="Of the persona's tokens; may be repeated. Without both rules: 25, 50, 75, 90, k 1."),
+    ] = None,
     k_sigma: Annotated[list[float] | None, typer.Option(help="tau = mean - k std; may be repeated.")] = None,
-    alpha: Annotated[list[float] | None, typer.Option(help="May be repeated.")] = None,
+    alpha: Annotated[list[float] | None, typer.Option(help="May be repeated; 0.5 and 1 without it.")] = None,
 ) -> None:
     """Try thresholds and alphas: firing rate, change on neutral text, drift that is left; as CSV and plot.
 

@@ -42,7 +42,7 @@ def redteam(
     threads: Threads = None,
     json_output: Annotated[bool, typer.Option("--json", help="For machines, with every answer.")] = False,
 ) -> None:
-    """Attack a GGUF file and judge what it does, as the gate does; answers are kept and used again.
+    """Attack a GGUF file and judge what it does, as the gate does, with the gate's engine; answers are kept.
 
     The mutations are role play, translation, encoding, claimed authority, emotional pressure and a request in parts.
     The verdicts are figures here, not an exit code: the bar is the gate's.
@@ -51,9 +51,9 @@ def redteam(
     """
     import json
 
-    from karma_electric.engines.llama_cpp import LlamaCppEngine
     from karma_electric.gate.answer_store import open_answer_store
     from karma_electric.gate.checks import Prompts
+    from karma_electric.gate.engines import open_engine
     from karma_electric.gate.params import GateParams
     from karma_electric.gate.redteam import run_redteam
     from karma_electric.parameters import read_section
@@ -69,28 +69,26 @@ def redteam(
     if answer_tokens is not None:
         bars = bars.model_copy(update={"answer_tokens": answer_tokens})
     prompts = Prompts(persona=read_prompt(persona_prompt), evaluator="")
-    path = find_model(model)
-    cap, axis_sha256 = None, None
-    if mode is not Mode.UNCAPPED:
-        from karma_electric.axis.files import load_axis
+    path, axis = find_model(model), None
+    if mode is not Mode.UNCAPPED or bars.engine == "openai":
+        from karma_electric.axis.loading import load_cap
 
-        axis = load_axis(find_axis(acap, or_else="; or --mode uncapped"))
-        cap, axis_sha256 = axis.cap(), axis.sha256
+        axis = load_cap(find_axis(acap, or_else="; or --mode uncapped"), path)
     runs = []
     with (
-        LlamaCppEngine(path, cap=cap, axis_sha256=axis_sha256, threads=threads) as engine,
+        open_engine(bars, path, axis, threads=threads) as opened,
         open_answer_store(working_store("answers") / "answers.db") as store,
     ):
         for capped in {Mode.BOTH: (False, True), Mode.CAPPED: (True,), Mode.UNCAPPED: (False,)}[mode]:
             run = run_redteam(
-                engine,
+                opened.engine,
                 scenarios,
                 prompts=prompts,
                 params=bars,
                 capped=capped,
                 report=say,
-                store=store,
-                arithmetic=engine.arithmetic,
+                store=store if opened.may_keep_answers else None,
+                arithmetic=opened.arithmetic,
             )
             runs.append(run)
             if not json_output:

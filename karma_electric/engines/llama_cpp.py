@@ -5,10 +5,11 @@ Answers depend on the file, the cap and the conversation, not on what was asked 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,9 +26,11 @@ from karma_electric.engines.llama_cpp_binding import build_name
 from karma_electric.engines.llama_cpp_context import LlamaCppContext
 from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, CacheType, LlamaCppDecoder
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
+from karma_electric.engines.llama_cpp_parallel import SLOTS, LlamaCppParallelAnswers, Steps, answer_alone
 from karma_electric.engines.llama_cpp_sequence import TokenSequence
-from karma_electric.engines.option_scores import score_options
+from karma_electric.engines.option_scores import score_options, scores_by_steps
 from karma_electric.engines.protocol import EngineIdentity, Generation, StreamedToken
+from karma_electric.engines.questions import Answer, Question, Weigh, Write
 from karma_electric.engines.sampling import Sampling
 from karma_electric.errors import InputError, IntegrityError
 
@@ -130,24 +133,10 @@ class LlamaCppEngine:
         """
         if not all(stop):
             raise InputError(f"stop is {list(stop)!r}, expected no empty text")
+        question = Write(tuple(messages), max_tokens, capped=capped, prefix=prefix, stop=tuple(stop))
         with self._lock:
             context = self._context(capped)
-            prompt = self.prompt_token_ids(messages, prefix=prefix)
-            answer = self.new_answer(len(prompt), max_tokens=max_tokens, sampling=Sampling(), stop=stop)
-            logits, text = context.read(prompt), ""
-            while True:
-                step = answer.take(logits)
-                text += step.text
-                if answer.finish is not None or step.token is None:
-                    break
-                logits = context.extend([step.token])[-1]
-            return Generation(
-                text=text,
-                token_ids=tuple(answer.token_ids),
-                finish=answer.finish or "stop",
-                prompt_tokens=len(prompt),
-                cap=context.activity,
-            )
+            return answer_alone(context, self._write(context, question))
 
     def stream(
         self,
@@ -201,22 +190,23 @@ class LlamaCppEngine:
         For one thread, and with no lock: whoever holds them decodes for one of them at a time. An answer in one of
         them is the same bits as alone. When a decode fails, all of them lose their memory.
         """
-        model = self._open_model()
-        callback = self._new_callback(model) if capped else None
-        decoder = LlamaCppDecoder(
-            model,
-            context_tokens=self.context_tokens,
-            threads=self._threads,
-            cache_type=self._cache_type,
-            cap=callback,
-            sequences=count,
-        )
-        self._free.append(decoder.free)
-        slots = [TokenSequence(decoder, number) for number in range(count)]
-        if callback is not None:
-            for slot in slots:
-                _prove_effect(slot, callback, layers=len(callback.layers))
-        return slots
+        return self._open_sequences(count, capped=capped)[1]
+
+    @contextlib.contextmanager
+    def answer_in_parallel(self, *, capped: bool) -> Iterator[LlamaCppParallelAnswers]:
+        """Room for several questions at once, for one thread and with no lock, of `context_tokens` each."""
+
+        def begin(sequence: TokenSequence, question: Question) -> Steps[Answer]:
+            if question.capped != capped:
+                raise InputError(f"a question with capped {question.capped} among those with capped {capped}")
+            if isinstance(question, Write):
+                return self._write(sequence, question)
+            return scores_by_steps(sequence, *self._option_ids(question))
+
+        with contextlib.closing(
+            LlamaCppParallelAnswers(lambda: self._open_sequences(SLOTS, capped=capped), begin)
+        ) as answers:
+            yield answers
 
     def score(
         self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
@@ -227,16 +217,10 @@ class LlamaCppEngine:
         is given; the sum runs over the tokens after it. So where an option merges with the end of the prefix into one
         token, that end is scored for every option, and all compete for the same text.
         """
-        if not options or not all(options):
-            raise InputError(f"options are {list(options)!r}, expected at least one, none of them empty")
+        question = Weigh(tuple(messages), tuple(options), capped=capped, prefix=prefix)
         with self._lock:
             context = self._context(capped)
-            start = self._render(messages) + prefix
-            bare = self._encode(start)
-            sequences = [self._encode(start + option) for option in options]
-            longest = max(len(sequence) for sequence in sequences)
-            self._check_length(longest, f"a prompt of {len(bare)} with options up to {longest - len(bare)}")
-            return score_options(context, bare, sequences)
+            return score_options(context, *self._option_ids(question))
 
     def all_logits(self, token_ids: Sequence[int], *, capped: bool = False) -> NDArray[np.float32]:
         """The logits after every token, (tokens, vocab_size)."""
@@ -265,6 +249,55 @@ class LlamaCppEngine:
         if not self._finalizer.alive:
             raise RuntimeError(f"the engine of {self._model.path} is closed")
         return self._model
+
+    def _write(self, sequence: TokenSequence, question: Write) -> Steps[Generation]:
+        """Read the prompt; yield each token that needs to be decoded, to be sent the logits after it."""
+        prompt = self.prompt_token_ids(question.messages, prefix=question.prefix)
+        answer = self.new_answer(len(prompt), max_tokens=question.max_tokens, sampling=Sampling(), stop=question.stop)
+        logits, text = sequence.read(prompt), ""
+        while True:
+            step = answer.take(logits)
+            text += step.text
+            if answer.finish is not None or step.token is None:
+                break
+            logits = yield step.token
+        return Generation(
+            text=text,
+            token_ids=tuple(answer.token_ids),
+            finish=answer.finish or "stop",
+            prompt_tokens=len(prompt),
+            cap=sequence.activity,
+        )
+
+    def _option_ids(self, question: Weigh) -> tuple[list[int], list[list[int]]]:
+        """The prompt as token ids, and with each of the options behind it."""
+        if not question.options or not all(question.options):
+            raise InputError(f"options are {list(question.options)!r}, expected at least one, none of them empty")
+        start = self._render(question.messages) + question.prefix
+        bare = self._encode(start)
+        sequences = [self._encode(start + option) for option in question.options]
+        longest = max(len(sequence) for sequence in sequences)
+        self._check_length(longest, f"a prompt of {len(bare)} with options up to {longest - len(bare)}")
+        return bare, sequences
+
+    def _open_sequences(self, count: int, *, capped: bool) -> tuple[LlamaCppDecoder, list[TokenSequence]]:
+        """Sequences with a stream of memory each, in one context, whose cap is proven to act."""
+        model = self._open_model()
+        callback = self._new_callback(model) if capped else None
+        decoder = LlamaCppDecoder(
+            model,
+            context_tokens=self.context_tokens,
+            threads=self._threads,
+            cache_type=self._cache_type,
+            cap=callback,
+            sequences=count,
+        )
+        self._free.append(decoder.free)
+        sequences = [TokenSequence(decoder, number) for number in range(count)]
+        if callback is not None:
+            for sequence in sequences:
+                _prove_effect(sequence, callback, layers=len(callback.layers))
+        return decoder, sequences
 
     def _context(self, capped: bool) -> LlamaCppContext:
         model = self._open_model()
@@ -304,23 +337,11 @@ class LlamaCppEngine:
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:
-            model = self._open_model()
-            source = model.chat_template()
-            if source is None:
-                raise InputError(f"{model.path}: has no chat template; write the file again from a model that has one")
-            self._template = ChatTemplate(
-                source, bos_token=model.token_text("bos"), eos_token=model.token_text("eos"), where=str(model.path)
-            )
+            self._template = self._open_model().compiled_template()
         return self._template
 
     def _encode(self, text: str) -> list[int]:
-        ids = self._open_model().tokenize(text, parse_special=True)
-        bos = self._model.special_token_ids().get("bos")
-        if bos is None:
-            return ids
-        if ids[:2] == [bos, bos]:
-            raise InputError(f"{self._model.path}: the chat template starts with bos twice; expected once")
-        return [bos, *ids] if self._model.adds_bos and ids[:1] != [bos] else ids
+        return self._open_model().prompt_tokens(text)
 
     def _check_length(self, tokens: int, what: str) -> None:
         if tokens > self.context_tokens:

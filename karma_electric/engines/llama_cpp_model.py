@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from karma_electric.engines import llama_cpp_binding as binding
+from karma_electric.engines.chat_template import ChatTemplate
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gguf_files.reader import read_header
 from karma_electric.integrity import sha256_file
@@ -15,18 +16,20 @@ MAX_TEXT_BYTES = 64 * 1024 * 1024
 
 
 class LlamaCppModel:
-    """The model in `path`, on the CPU. `pointer` is valid until `free`.
+    """The model in `path`, on the CPU. `pointer` is valid until `free`. With `vocab_only` it has a vocabulary and a
+    chat template, and neither weights nor sizes.
 
     Raises InputError for a missing file, IntegrityError for one that is no whole GGUF or that llama.cpp refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
         read_header(path)  # our own bounded reader first: llama.cpp aborts the process on some malformed files
         self.path = path
         self.sha256 = sha256_file(path)
         self.library = binding.load_library()
         parameters = self.library.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.vocab_only = vocab_only
         binding.recent_errors()
         self.pointer = self.library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.pointer:
@@ -78,6 +81,26 @@ class LlamaCppModel:
             if -count <= room:
                 raise IntegrityError(f"{self.path}: llama_tokenize returned {count} for {len(data)} bytes")
             room = -count
+
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Token ids of a rendered conversation, control tokens read as such. Exactly one bos: the text's own, or the
+        model's where the text has none and the model wants one."""
+        ids = self.tokenize(text, parse_special=True)
+        bos = self.special_token_ids().get("bos")
+        if bos is None:
+            return ids
+        if ids[:2] == [bos, bos]:
+            raise InputError(f"{self.path}: the chat template starts with bos twice; expected once")
+        return [bos, *ids] if self.adds_bos and ids[:1] != [bos] else ids
+
+    def compiled_template(self) -> ChatTemplate:
+        """The chat template of the file. Raises InputError where it has none."""
+        source = self.chat_template()
+        if source is None:
+            raise InputError(f"{self.path}: has no chat template; write the file again from a model that has one")
+        return ChatTemplate(
+            source, bos_token=self.token_text("bos"), eos_token=self.token_text("eos"), where=str(self.path)
+        )
 
     def detokenize(self, token_ids: Sequence[int], *, special: bool) -> str:
         """The text of the tokens together, so that a character split over tokens is whole; `special` shows control

@@ -3,7 +3,10 @@
 A token's key and value depend, in their last bits, on the shape of the batch that it was decoded in: a matrix of one
 row goes through other code than one of several. So a prompt is always cut in the same places: chunks of CHUNK_TOKENS
 from its start, then one batch of what is left (1 to CHUNK_TOKENS tokens). Whole chunks that another prompt shares are
-kept; the rest is decoded again. Generated tokens are never kept, and no batch holds tokens of two sequences.
+kept; the rest is decoded again. Generated tokens are never kept, and no batch holds tokens of two prompts.
+
+Where `any_cut_gives_the_same` has shown that batches of two or more rows give the same bits whatever their size, a
+prompt may be cut anywhere, and all that another prompt shares is kept.
 
 Flash attention is off: with it the shape matters more, and on a CPU it is no faster. Measured on build b11549 with one
 model as F32, F16, Q8_0, Q4_1 and Q4_K_M: the logits of a prompt are the same bits whatever was in memory before, and
@@ -12,6 +15,7 @@ for 1, 2 and 3 threads; with Q8_0 and Q4_K_M also whatever other sequences of th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,6 +27,9 @@ from karma_electric.engines.protocol import CapActivity
 from karma_electric.errors import IntegrityError
 
 CHUNK_TOKENS = 16  # a CPU is nearly as fast on 16 rows as on 512, and few tokens are decoded twice
+LARGEST_CUT = 32  # where any cut gives the same
+LEAST_CUT = 2
+PROOF_CUTS = ((32, 32, 30), (2, 3, 5, 7, 11, 13, 16, 17, 20), (47, 47))  # of 94 tokens each
 
 Wanted = Literal["none", "last", "all"]
 
@@ -31,28 +38,36 @@ class TokenSequence:
     """The sequence `number` of `decoder`."""
 
     def __init__(self, decoder: LlamaCppDecoder, number: int = 0) -> None:
+        self.any_cut = False  # set it only where `any_cut_gives_the_same`
         self._decoder = decoder
         self._number = number
         self._losses = decoder.losses
+        self._layers = 0 if decoder.callback is None else len(decoder.callback.layers)
         self._prompt: Sequence[int] = ()  # that is being read
-        self._chunk_ids: list[int] = []  # tokens of the whole prompt chunks in memory
-        self._batches: list[tuple[int, CapActivity]] = []  # (length of the sequence after it, activity of it)
+        self._kept_ids: list[int] = []  # tokens in memory that another prompt may share
+        self._fired: list[int] = []  # for each token in memory, in how many layers the cap acted
+        self._last_tokens = 0  # of the last batch
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return self._decoder.model.vocab_size
 
     @property
     def length(self) -> int:
         """Tokens in memory."""
-        return self._batches[-1][0] if self._batches else 0
+        return len(self._fired)
 
     @property
     def activity(self) -> CapActivity:
         """Of the cap, over the tokens in memory."""
-        activities = [activity for _, activity in self._batches]
-        return CapActivity(sum(a.positions for a in activities), sum(a.fired for a in activities))
+        return CapActivity(len(self._fired) * self._layers, sum(self._fired))
 
     @property
     def last_activity(self) -> CapActivity:
         """Of the cap, in the last batch."""
-        return self._batches[-1][1] if self._batches else CapActivity(0, 0)
+        fired = self._fired[len(self._fired) - self._last_tokens :]
+        return CapActivity(len(fired) * self._layers, sum(fired))
 
     def read(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Make `token_ids` (at least one) the sequence in memory; the logits after its last token, (vocab_size,)."""
@@ -72,19 +87,25 @@ class TokenSequence:
 
     def read_on(self) -> NDArray[np.float32] | None:
         """Decode the next batch of the prompt; the logits after its last token, (vocab_size,), once that was read."""
-        start, chunked = self.length, _whole_chunks(len(self._prompt))
-        if start < chunked:
-            self._read_chunk(self._prompt[start : start + CHUNK_TOKENS], "none")
-            return None
-        logits: NDArray[np.float32] = self._append(self._prompt[chunked:], "last")[0]
-        return logits
+        start, length = self.length, len(self._prompt)
+        if self.any_cut:
+            left = length - start
+            end = length if left <= LARGEST_CUT else start + min(LARGEST_CUT, left - LEAST_CUT)
+        else:
+            end = start + CHUNK_TOKENS if start < _whole_chunks(length) else length
+        logits = self._append(self._prompt[start:end], "last" if end == length else "none")
+        if end < length or self.any_cut:
+            self._kept_ids.extend(self._prompt[start:end])
+        return logits[0] if end == length else None
 
     def shared_length(self, token_ids: Sequence[int]) -> int:
         """How many of `token_ids` are in memory and would be kept."""
         if self._losses != self._decoder.losses:
             return 0
-        shared = common_length([self._chunk_ids, token_ids[: _whole_chunks(len(token_ids))]])
-        return shared // CHUNK_TOKENS * CHUNK_TOKENS
+        shared = common_length([self._kept_ids, token_ids])
+        if self.any_cut:
+            return max(0, min(shared, len(token_ids) - LEAST_CUT))
+        return min(shared, _whole_chunks(len(token_ids))) // CHUNK_TOKENS * CHUNK_TOKENS
 
     def read_all(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Read from an empty memory; the logits after every token: (tokens, vocab_size)."""
@@ -93,33 +114,40 @@ class TokenSequence:
         logits = np.empty((len(token_ids), self._decoder.model.vocab_size), np.float32)
         for start in range(0, chunked, CHUNK_TOKENS):
             end = start + CHUNK_TOKENS
-            logits[start:end] = self._read_chunk(token_ids[start:end], "all")
+            logits[start:end] = self._append(token_ids[start:end], "all")
+        self._kept_ids.extend(token_ids[:chunked])
         logits[chunked:] = self._append(token_ids[chunked:], "all")
         return logits
+
+    def read_in_cuts(self, token_ids: Sequence[int], cuts: Sequence[int]) -> NDArray[np.float32]:
+        """Read from an empty memory, in batches of so many tokens; the logits after every token, as `read_all`."""
+        self.forget()
+        ends = itertools.accumulate(cuts)
+        logits = [self._append(token_ids[end - size : end], "all") for end, size in zip(ends, cuts, strict=True)]
+        return np.concatenate(logits)
 
     def extend(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Decode tokens behind the sequence in memory; the logits after each: (tokens, vocab_size)."""
         parts = range(0, len(token_ids), CHUNK_TOKENS)
         return np.concatenate([self._append(token_ids[start : start + CHUNK_TOKENS], "all") for start in parts])
 
+    def append_decoded(self, fired: int) -> None:
+        """Take note of one token that was decoded behind the sequence, in a batch with others', where the cap acted in
+        so many layers."""
+        self._fired.append(fired)
+        self._last_tokens = 1
+
     def rewind(self, length: int) -> None:
-        """Forget the tokens from position `length` on, which must be the end of a batch."""
-        while self.length > length:
-            self._batches.pop()
-        del self._chunk_ids[self.length :]
+        """Forget the tokens from position `length` on."""
+        del self._fired[length:]
+        del self._kept_ids[length:]
+        self._last_tokens = 0
         self._decoder.remove(self._number, length)
 
     def forget(self) -> None:
         """Empty the memory of this sequence."""
-        self._batches.clear()
-        self._chunk_ids.clear()
         self._losses = self._decoder.losses
-        self._decoder.remove(self._number, 0)
-
-    def _read_chunk(self, token_ids: Sequence[int], wanted: Wanted) -> NDArray[np.float32]:
-        logits = self._append(token_ids, wanted)
-        self._chunk_ids.extend(token_ids)
-        return logits
+        self.rewind(0)
 
     def _append(self, token_ids: Sequence[int], wanted: Wanted) -> NDArray[np.float32]:
         """Decode one batch behind the sequence in memory; the wanted logits, (0, 1 or tokens, vocab_size)."""
@@ -130,9 +158,24 @@ class TokenSequence:
             Row(token, start + index, (self._number,), wanted == "all" or (wanted == "last" and index == last))
             for index, token in enumerate(token_ids)
         ]
-        logits, activity = self._decoder.decode(rows)
-        self._batches.append((start + len(rows), activity))
+        logits, _ = self._decoder.decode(rows)
+        callback = self._decoder.callback
+        self._fired.extend([0] * len(rows) if callback is None else callback.fired_by_row.tolist())
+        self._last_tokens = len(rows)
         return logits
+
+
+def any_cut_gives_the_same(sequence: TokenSequence) -> bool:
+    """Read one text in several cuts, and compare all bits: does the size of a batch of two or more rows matter?
+
+    On llama.cpp b11549 with AVX2 it does not matter for Q8_0 (measured: 25 ways to cut 71 tokens); another build or
+    machine may have kernels of which that is not true.
+    """
+    size, count = sequence.vocab_size, sum(PROOF_CUTS[0])
+    token_ids = [(7919 * place + 17) % size for place in range(count)]
+    first, *others = (sequence.read_in_cuts(token_ids, cuts) for cuts in PROOF_CUTS)
+    sequence.forget()
+    return all(np.array_equal(first, other) for other in others)
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:

@@ -14,11 +14,18 @@ from karma_electric.engines.sampling import Sampling
 class EngineIdentity:
     """What answered: recorded with every piece of evidence."""
 
-    engine: str  # llama.cpp | transformers
+    engine: str  # llama.cpp | transformers | openai
     build: str  # version of the library that computes
-    weights_sha256: str  # of the file or of the folder's manifest
+    weights_sha256: str  # of the file or of the folder's manifest; or no hash, where a server does not say
     axis_sha256: str | None  # of the axis file that caps; None: cannot cap
     claimed: bool = False  # by a server, which could hold other weights than it says
+    vouched: bool = False  # claimed, and what the server says of weights and cap is what the release holds
+
+    @property
+    def fingerprint(self) -> str:
+        """Engine, build, and the beginnings of both hashes: two servers with the same one answer a seed alike."""
+        axis = (self.axis_sha256 or "uncapped")[:12]
+        return f"{self.engine}-{self.build}-{self.weights_sha256[:12]}-{axis}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from karma_electric.conversation import Message
 from karma_electric.engines.protocol import Engine, Generation
@@ -37,6 +38,40 @@ Answer = Generation | list[float]  # to Write; to Weigh: log-probabilities in na
 T = TypeVar("T")
 # Yields questions, is sent their answers, and returns what it made of them.
 Interview = Generator[Question, Any, T]
+
+
+class ParallelAnswers(Protocol):
+    """Answers questions in several slots at once. An answer does not depend on the slot, nor on the other questions.
+
+    A slot keeps its last conversation in memory, so that a question that goes on from it is answered sooner.
+    """
+
+    @property
+    def slots(self) -> int:
+        """How many questions may be open."""
+        ...
+
+    @property
+    def arithmetic(self) -> str:
+        """Names how the questions are computed together, where other bits can follow from it; else empty."""
+        ...
+
+    def submit(self, slot: int, question: Question) -> None:
+        """Open a question in a slot that has none open."""
+        ...
+
+    def step(self) -> list[tuple[int, Answer]]:
+        """Work on the open questions; those that are answered now, maybe none, with their slots."""
+        ...
+
+
+@runtime_checkable
+class ParallelEngine(Protocol):
+    """An engine that can answer several questions at once."""
+
+    def answer_in_parallel(self, *, capped: bool) -> AbstractContextManager[ParallelAnswers]:
+        """Room for questions that are all capped, or all uncapped."""
+        ...
 
 
 def ask(engine: Engine, question: Question) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ class CapabilityCheck(RateCheck[ChoiceItem]):
     """The share of questions whose right option is the likeliest. Uncapped, it is reported.
 
     The log-probability of an option is the sum over its tokens; the persona's prompt stands before the question, as it
-    does when the model is used.
+    does when the model is used. A server weighs the first token of an answer only, so it is asked for a letter.
     """
 
     name, suite, item_type = "capability_uncapped", "capability", ChoiceItem
@@ -30,8 +31,11 @@ class CapabilityCheck(RateCheck[ChoiceItem]):
         return None
 
     def ask(self, item: ChoiceItem, prompts: Prompts) -> Interview[Answers]:
-        messages = (Message(role="system", content=prompts.persona), Message(role="user", content=item.question))
-        weights: list[float] = yield Weigh(messages, tuple(item.options), capped=self.capped)
+        question, options = item.question, tuple(item.options)
+        if not prompts.held:
+            question, options = _lettered(item)
+        messages = (Message(role="system", content=prompts.persona), Message(role="user", content=question))
+        weights: list[float] = yield Weigh(messages, options, capped=self.capped)
         if len(weights) != len(item.options):
             raise IntegrityError(f"{item.id}: {len(weights)} log-probabilities for {len(item.options)} options")
         return {"log_probabilities": [rounded(weight) for weight in weights]}
@@ -65,3 +69,10 @@ class CapabilityCappedCheck(CapabilityCheck):
             verdict=not_worse_verdict(difference, margin=margin),
             figures={"change_by_cap": change, "change_low": difference.low, "change_high": difference.high},
         )
+
+
+def _lettered(item: ChoiceItem) -> tuple[str, tuple[str, ...]]:
+    """The question with a letter for each option, and the letters."""
+    letters = tuple(string.ascii_uppercase[: len(item.options)])
+    lines = [f"{letter}) {option}" for letter, option in zip(letters, item.options, strict=True)]
+    return "\n".join([item.question, *lines, "Answer with one letter only."]), letters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -21,10 +21,16 @@ I = TypeVar("I", bound=Item)  # noqa: E741 - the usual name of an item's type
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The system prompts that the gate asks with."""
+    """The system prompts that the gate asks with, and what the engine makes of texts.
+
+    `held` is whether it can be held to a form and weighs any text; a server over HTTP cannot. `is_plain` is whether it
+    reads a text without control tokens in it.
+    """
 
     persona: str
     evaluator: str
+    held: bool = True
+    is_plain: Callable[[str], bool] | None = None  # None: nothing is rated
 
 
 class Check(ABC, Generic[I]):

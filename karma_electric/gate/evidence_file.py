@@ -6,7 +6,7 @@ A file that lost a line, or gained one, is an IntegrityError: the header holds t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,15 @@ from karma_electric.canonical import canonical_json, read_json_lines, write_json
 from karma_electric.engines.protocol import EngineIdentity
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gate.params import GateParams
-from karma_electric.gate.results import GateResult, judged
+from karma_electric.gate.results import CLAIMS, GateResult, judged
 from karma_electric.parameters import parse_parameters
 
 FORM = "karma-gate-evidence-1"
+_WHERE = ("base_url", "served_model")  # they say where something answered, not what
+_NOT_IN_THE_FILE = {
+    "engine": "llama.cpp",
+    **dict.fromkeys(_WHERE),
+}  # the engine, in evidence from before there were others
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class EvidenceFile:
     params: GateParams
     prompts_sha256: dict[str, str]
     rows: list[dict[str, Any]]
+    not_asked: dict[str, str] = field(default_factory=dict)  # checks without rows, and why
 
 
 def evidence_bytes(result: GateResult, params: GateParams, prompts_sha256: dict[str, str]) -> bytes:
@@ -36,7 +42,8 @@ def evidence_bytes(result: GateResult, params: GateParams, prompts_sha256: dict[
     header = {
         "form": FORM,
         "judged": judged(result.engine),
-        "params": params.model_dump(mode="json"),
+        "params": params.model_dump(mode="json", exclude=set(_WHERE)),
+        "not_asked": result.not_asked,
         "prompts_sha256": prompts_sha256,
         "rows": len(rows),
         "rows_sha256": _rows_sha256(rows),
@@ -61,19 +68,24 @@ def read_evidence(path: Path) -> EvidenceFile:
     try:
         identity = _identity(header["judged"])
         prompts = {name: str(header["prompts_sha256"][name]) for name in ("persona", "evaluator")}
-    except (KeyError, TypeError) as error:
+        not_asked = {str(name): str(reason) for name, reason in header.get("not_asked", {}).items()}
+    except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}:1: does not say what was judged ({error}); run the gate again") from error
-    params = parse_parameters(header.get("params"), GateParams, where=f"{path}:1: params")
-    return EvidenceFile(identity, params, prompts, rows)
+    told = header.get("params")
+    params = _NOT_IN_THE_FILE | told if isinstance(told, dict) else told
+    parsed = parse_parameters(params, GateParams, where=f"{path}:1: params")
+    return EvidenceFile(identity, parsed, prompts, rows, not_asked)
 
 
 def _identity(found: dict[str, Any]) -> EngineIdentity:
+    claimed, vouched = {word: flags for flags, word in CLAIMS.items()}[found["claimed"]]
     return EngineIdentity(
         engine=found["engine"],
         build=found["build"],
         weights_sha256=found["weights_sha256"],
         axis_sha256=None if found["axis_sha256"] == "none" else found["axis_sha256"],
-        claimed=found["claimed"] == "yes",
+        claimed=claimed,
+        vouched=vouched,
     )
 
 

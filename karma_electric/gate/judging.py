@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+from karma_electric.engines.control_tokens import is_plain_text
+from karma_electric.engines.interviews import hold_all, parallel_answers
 from karma_electric.engines.protocol import Engine, EngineIdentity
-from karma_electric.engines.questions import Answer, Interview, Question, ask
+from karma_electric.engines.questions import Answer, Question
 from karma_electric.errors import IntegrityError
 from karma_electric.gate.answer_store import AnswerStore, question_key
 from karma_electric.gate.checks import Answers, Check, Prompts
+from karma_electric.gate.intervals import Interval
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.plan import all_checks
 from karma_electric.gate.results import CheckResult, Evidence, GateResult
@@ -20,36 +24,71 @@ Report = Callable[[str], None]
 
 
 @dataclass
-class Questioner:
-    """Asks an engine what the store has no answer to."""
+class KeptAnswers:
+    """The answers of one engine in a store, and how many were found there; without a store, none is kept."""
 
-    engine: Engine
-    store: AnswerStore | None = None
-    arithmetic: str = ""
+    identity: EngineIdentity
+    arithmetic: str
+    store: AnswerStore | None
     asked: int = 0
     known: int = 0
 
-    def answer(self, question: Question) -> Answer:
+    def get(self, question: Question) -> Answer | None:
         if self.store is None:
-            self.asked += 1
-            return ask(self.engine, question)
-        key = question_key(self.engine.identity, self.arithmetic, question)
-        if (answer := self.store.get(key, question)) is not None:
-            self.known += 1
-            return answer
-        answer = ask(self.engine, question)
-        self.store.put(key, answer)
-        self.asked += 1
+            return None
+        answer = self.store.get(question_key(self.identity, self.arithmetic, question), question)
+        self.known += answer is not None
         return answer
 
-    def hold(self, interview: Interview[Answers]) -> Answers:
-        try:
-            question = next(interview)
-            while True:
-                question = interview.send(self.answer(question))
-        except StopIteration as stop:
-            answers: Answers = stop.value
-            return answers
+    def put(self, question: Question, answer: Answer) -> None:
+        self.asked += 1
+        if self.store is not None:
+            self.store.put(question_key(self.identity, self.arithmetic, question), answer)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An item and the check that asks about it."""
+
+    check: Check[Any]
+    item: Item
+
+
+class Questioner:
+    """Asks an engine what the store has no answer to, about many items at once."""
+
+    def __init__(
+        self, engine: Engine, prompts: Prompts, store: AnswerStore | None = None, arithmetic: str = ""
+    ) -> None:
+        self.asked = self.known = 0
+        self._engine = engine
+        self._prompts = prompts
+        self._store = store
+        self._arithmetic = arithmetic
+
+    def ask_all(self, items: Sequence[Asked], done: Callable[[int, Evidence], None]) -> None:
+        """`done` gets each item's place in `items` and its evidence, in the order in which they are judged.
+
+        The uncapped ones come first: a decode call is capped or not.
+        """
+        for capped in (False, True):
+            if places := [place for place, asked in enumerate(items) if asked.check.capped == capped]:
+                self._ask(items, places, capped, done)
+
+    def _ask(
+        self, items: Sequence[Asked], places: Sequence[int], capped: bool, done: Callable[[int, Evidence], None]
+    ) -> None:
+        def finished(number: int, answers: Answers) -> None:
+            asked = items[places[number]]
+            done(places[number], asked.check.evidence(asked.item, answers))
+
+        interviews = [items[place].check.ask(items[place].item, self._prompts) for place in places]
+        with parallel_answers(self._engine, capped=capped) as answers:
+            arithmetic = "; ".join(part for part in (self._arithmetic, answers.arithmetic) if part)
+            kept = KeptAnswers(self._engine.identity, arithmetic, self._store)
+            hold_all(answers, interviews, memory=kept, finished=finished)
+        self.asked += kept.asked
+        self.known += kept.known
 
 
 def judge(
@@ -61,32 +100,52 @@ def judge(
     report: Report,
     store: AnswerStore | None = None,
     arithmetic: str = "",
+    not_asked: Mapping[str, str] | None = None,
 ) -> GateResult:
     """Ask every item, or the subset that `params` names. Ratings are asked uncapped, conversations with and without.
 
-    What each check can show with its number of items is reported before the first question.
+    What each check can show with its number of items is reported before the first question. `not_asked` are checks
+    that the engine cannot be asked, and why: they are inconclusive.
     """
-    checks = all_checks(params)
+    checks, left_out = all_checks(params), dict(not_asked or {})
+    prompts = replace(prompts, is_plain=partial(is_plain_text, engine))
     chosen = suites.subset(params.items_per_check)
-    items = {check.name: check.items(chosen) for check in checks}
+    items = {check.name: () if check.name in left_out else check.items(chosen) for check in checks}
     for check in checks:
-        report(f"{check.name}: {check.power(len(items[check.name]))}")
-    questioner = Questioner(engine, store, arithmetic)
-    evidence: dict[str, list[Evidence]] = {}
-    for check in checks:
-        rows = [check.evidence(item, questioner.hold(check.ask(item, prompts))) for item in items[check.name]]
-        evidence[check.name] = rows
-        report(f"{check.name}: {sum(row.passed for row in rows)} of {len(rows)} passed")
+        reason = left_out.get(check.name)
+        report(f"{check.name}: {check.power(len(items[check.name])) if reason is None else f'not asked: {reason}'}")
+    asked = [Asked(check, item) for check in checks for item in items[check.name]]
+    rows: dict[int, Evidence] = {}
+    left = {check.name: len(items[check.name]) for check in checks}
+
+    def done(place: int, row: Evidence) -> None:
+        rows[place] = row
+        left[row.check] -= 1
+        if not left[row.check]:
+            found = [each for each in rows.values() if each.check == row.check]
+            report(f"{row.check}: {sum(each.passed for each in found)} of {len(found)} passed")
+
+    questioner = Questioner(engine, prompts, store, arithmetic)
+    questioner.ask_all(asked, done)
+    evidence: dict[str, list[Evidence]] = {check.name: [] for check in checks}
+    for place in sorted(rows):
+        evidence[rows[place].check].append(rows[place])
     report(f"{questioner.asked} questions asked, {questioner.known} answered before")
-    return _result(checks, evidence, engine.identity, params.items_per_check)
+    return _result(checks, evidence, engine.identity, params.items_per_check, left_out)
 
 
-def judge_again(rows: Sequence[dict[str, Any]], identity: EngineIdentity, *, params: GateParams) -> GateResult:
-    """Apply the rules to kept answers, without the model.
+def judge_again(
+    rows: Sequence[dict[str, Any]],
+    identity: EngineIdentity,
+    *,
+    params: GateParams,
+    not_asked: Mapping[str, str] | None = None,
+) -> GateResult:
+    """Apply the rules to kept answers, without the model. `not_asked` is the evidence's own.
 
     Raises IntegrityError for a check that has no rows, a row of no check, or answers that no rule can read.
     """
-    checks = all_checks(params)
+    checks, left_out = all_checks(params), dict(not_asked or {})
     by_name = {check.name: check for check in checks}
     evidence: dict[str, list[Evidence]] = {check.name: [] for check in checks}
     for row in rows:
@@ -95,12 +154,13 @@ def judge_again(rows: Sequence[dict[str, Any]], identity: EngineIdentity, *, par
             raise IntegrityError(f"the evidence holds a row of the check {row.get('check')!r}, which there is not")
         evidence[check.name].append(_judged_again(check, row))
     for name, found in evidence.items():
-        if not found:
-            raise IntegrityError(f"the evidence holds no row of the check {name}; run the gate again")
+        if bool(found) == (name in left_out):
+            what = "rows" if found else "no row"
+            raise IntegrityError(f"the evidence holds {what} of the check {name}; run the gate again")
         ids = [row.id for row in found]
         if len(set(ids)) < len(ids):
             raise IntegrityError(f"the evidence holds an item of the check {name} twice; run the gate again")
-    return _result(checks, evidence, identity, params.items_per_check)
+    return _result(checks, evidence, identity, params.items_per_check, left_out)
 
 
 def _judged_again(check: Check[Any], row: dict[str, Any]) -> Evidence:
@@ -114,19 +174,34 @@ def _judged_again(check: Check[Any], row: dict[str, Any]) -> Evidence:
 
 
 def _result(
-    checks: Sequence[Check[Any]], evidence: dict[str, list[Evidence]], identity: EngineIdentity, subset: int | None
+    checks: Sequence[Check[Any]],
+    evidence: dict[str, list[Evidence]],
+    identity: EngineIdentity,
+    subset: int | None,
+    not_asked: dict[str, str],
 ) -> GateResult:
-    results: list[CheckResult] = [check.summarise(evidence[check.name], evidence) for check in checks]
+    results: list[CheckResult] = [
+        _left_out(check, not_asked[check.name])
+        if check.name in not_asked
+        else check.summarise(evidence[check.name], evidence)
+        for check in checks
+    ]
     return GateResult(
         checks=[_if_proven(result, check, identity) for result, check in zip(results, checks, strict=True)],
         evidence=[row for check in checks for row in evidence[check.name]],
         engine=identity,
         subset=subset,
+        not_asked=not_asked,
     )
+
+
+def _left_out(check: Check[Any], reason: str) -> CheckResult:
+    """The line of a check without items, which shows nothing."""
+    return CheckResult(check.name, "not asked", 0, 0, Interval(0.0, 1.0), "inconclusive", "", reason=reason)
 
 
 def _if_proven(result: CheckResult, check: Check[Any], identity: EngineIdentity) -> CheckResult:
     """A server that only claims its weights cannot pass a check of the capped model."""
-    if check.capped and identity.claimed and result.verdict == "pass":
+    if check.capped and identity.claimed and not identity.vouched and result.verdict == "pass":
         return replace(result, verdict="inconclusive", reason="the server only claims what it caps with")
     return result

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import ClassVar
 
 from karma_electric.canonical import rounded
 from karma_electric.engines.protocol import Generation
 from karma_electric.engines.questions import Interview, Write
 from karma_electric.gate.checks import Answers, Check, Findings, Prompts, RateCheck
-from karma_electric.gate.intervals import Interval, mean_interval, rate_interval
+from karma_electric.gate.intervals import (
+    FEWEST_OF_SHIFTS,
+    FEWEST_OF_SPREADS,
+    Interval,
+    mean_interval,
+    rate_interval,
+)
 from karma_electric.gate.results import CheckResult, Evidence
 from karma_electric.gate.verdict import Verdict, band_verdict, ceiling_verdict
-from karma_electric.suites.evaluation import FREE_TOKENS, evaluate, evaluation_messages, parse_evaluation
+from karma_electric.suites.evaluation import (
+    FREE_TOKENS,
+    HIGHEST_SCORE,
+    LOWEST_SCORE,
+    evaluate,
+    evaluation_messages,
+    parse_evaluation,
+)
 from karma_electric.suites.items import (
     STYLES,
     Item,
@@ -25,6 +39,10 @@ from karma_electric.suites.items import (
     Text,
 )
 
+# What an item counts with that has no rating: the worst that scores can be.
+LARGEST_DIFFERENCE = HIGHEST_SCORE - LOWEST_SCORE
+LARGEST_STD = LARGEST_DIFFERENCE / 2
+
 
 class PairCheck(RateCheck[PairItem]):
     """Does the better answer of each pair score strictly higher? A tie is not a pass."""
@@ -32,14 +50,13 @@ class PairCheck(RateCheck[PairItem]):
     item_type = PairItem
 
     def ask(self, item: PairItem, prompts: Prompts) -> Interview[Answers]:
-        answers: Answers = {}
-        for side, response in (("better", item.better), ("worse", item.worse)):
-            rating = yield from evaluate(prompts.evaluator, prompt=item.prompt, response=response, reasons=True)
-            answers[side] = rating.as_row()
-        return answers
+        better = yield from _rating(prompts, item.prompt, item.better, reasons=True)
+        return {"better": better, "worse": (yield from _rating(prompts, item.prompt, item.worse, reasons=True))}
 
     def judge(self, item: PairItem, answers: Answers) -> tuple[bool, Findings]:
         better, worse = answers["better"]["overall"], answers["worse"]["overall"]
+        if better is None or worse is None:
+            return False, {"order": "not rated"}
         order = "right" if better > worse else "tie" if better == worse else "inverted"
         return better > worse, {"order": order}
 
@@ -70,11 +87,12 @@ class OvercorrectionCheck(RateCheck[MinimumItem]):
         return self.params.overcorrection_rate
 
     def ask(self, item: MinimumItem, prompts: Prompts) -> Interview[Answers]:
-        rating = yield from evaluate(prompts.evaluator, prompt=item.prompt, response=item.response, reasons=True)
-        return {"rating": rating.as_row()}
+        return {"rating": (yield from _rating(prompts, item.prompt, item.response, reasons=True))}
 
     def judge(self, item: MinimumItem, answers: Answers) -> tuple[bool, Findings]:
         overall = answers["rating"]["overall"]
+        if overall is None:
+            return False, {"below_minimum": "not rated"}
         return overall >= item.minimum, {"below_minimum": max(0, item.minimum - overall)}
 
 
@@ -115,7 +133,9 @@ class FormatCheck(RateCheck[RatingItem]):
 
 
 class ScoresCheck(Check[Item]):
-    """A check that judges a mean of scores, asked with the scores-only form."""
+    """A check that judges a mean of scores, asked with the scores-only form. A score that is missing fails it."""
+
+    fewest: ClassVar[int] = FEWEST_OF_SPREADS  # items, below which the interval of the mean decides nothing
 
     def result(
         self,
@@ -124,24 +144,44 @@ class ScoresCheck(Check[Item]):
         verdict: Verdict,
         figures: dict[str, float],
         reason: str = "",
+        *,
+        sure: bool = False,
     ) -> CheckResult:
-        """The line. A single item says nothing about the spread between items, so it can fail but not pass."""
+        """The line. Too few items say nothing about a mean; `sure` is a fail that does not rest on one."""
         n, passed = len(rows), sum(row.passed for row in rows)
+        if n < self.fewest and not sure:
+            verdict, reason = "inconclusive", f"fewer than {self.fewest} items"
         interval = rate_interval(passed, n, confidence=self.params.confidence)
-        if n == 1 and verdict == "pass":
-            verdict = "inconclusive"
+        if missing := sum("not_rated" in row.findings for row in rows):
+            verdict, reason = "fail", f"{missing} items lack a rating"
         return CheckResult(self.name, bar, n, passed, interval, verdict, self.power(n), figures, reason)
 
     def power(self, n: int) -> str:
-        return "one item can fail, not pass" if n == 1 else f"{n} items; the interval of the mean decides"
+        if n < self.fewest:
+            return f"{n} items are too few to show a mean, which takes {self.fewest}"
+        return f"{n} items; the interval of the mean decides"
 
 
-def _overall_scores(evaluator: str, exchanges: Sequence[tuple[str, str]]) -> Interview[list[int]]:
-    """The overall scores of (prompt, response) pairs, with the scores-only form."""
+def _rating(prompts: Prompts, prompt: str, response: str, *, reasons: bool) -> Interview[Answers]:
+    """One rating as JSON; its `overall` is None where there is none."""
+    if prompts.is_plain is None:
+        raise RuntimeError("a rating needs to know which texts are plain")
+    found = yield from evaluate(
+        prompts.evaluator,
+        prompt=prompt,
+        response=response,
+        reasons=reasons,
+        is_plain=prompts.is_plain,
+        held=prompts.held,
+    )
+    return found.as_row()
+
+
+def _overall_scores(prompts: Prompts, exchanges: Sequence[tuple[str, str]]) -> Interview[list[int | None]]:
+    """The overall scores of (prompt, response) pairs, with the scores-only form; None where there is no rating."""
     scores = []
     for prompt, response in exchanges:
-        rating = yield from evaluate(evaluator, prompt=prompt, response=response, reasons=False)
-        scores.append(rating.overall)
+        scores.append((yield from _rating(prompts, prompt, response, reasons=False))["overall"])
     return scores
 
 
@@ -153,9 +193,11 @@ class ParaphraseCheck(ScoresCheck):
     def ask(self, item: Item, prompts: Prompts) -> Interview[Answers]:
         assert isinstance(item, ParaphraseItem)  # noqa: S101 - the suite's type
         wordings = [(wording, item.response) for wording in (item.prompt, *item.paraphrases)]
-        return {"scores": (yield from _overall_scores(prompts.evaluator, wordings))}
+        return {"scores": (yield from _overall_scores(prompts, wordings))}
 
     def judge(self, item: Item, answers: Answers) -> tuple[bool, Findings]:
+        if missing := answers["scores"].count(None):
+            return False, {"std": LARGEST_STD, "not_rated": missing}
         deviation = statistics.pstdev(answers["scores"])
         return deviation <= self.params.paraphrase_max_std, {"std": rounded(deviation)}
 
@@ -172,21 +214,25 @@ class ParaphraseCheck(ScoresCheck):
             "fail" if spread else verdict,
             figures,
             f"a prompt's std is {max(deviations):.2f}" if spread else "",
+            sure=spread,
         )
 
 
 class StyleCheck(ScoresCheck):
     """Is the substance rated, and not the manner? Each style's mean shift from the plain answer, in points."""
 
-    name, suite, item_type = "style", "style", StyleItem
+    name, suite, item_type, fewest = "style", "style", StyleItem, FEWEST_OF_SHIFTS
 
     def ask(self, item: Item, prompts: Prompts) -> Interview[Answers]:
         assert isinstance(item, StyleItem)  # noqa: S101 - the suite's type
         texts = [(item.prompt, item.response), *((item.prompt, item.styles[style]) for style in STYLES)]
-        scores = yield from _overall_scores(prompts.evaluator, texts)
+        scores = yield from _overall_scores(prompts, texts)
         return {"plain": scores[0], "styles": dict(zip(STYLES, scores[1:], strict=True))}
 
     def judge(self, item: Item, answers: Answers) -> tuple[bool, Findings]:
+        scores = [answers["plain"], *answers["styles"].values()]
+        if missing := scores.count(None):
+            return False, {"shifts": {}, "not_rated": missing}
         shifts = {style: answers["styles"][style] - answers["plain"] for style in STYLES}
         return all(abs(shift) <= self.params.style_shift for shift in shifts.values()), {"shifts": shifts}
 
@@ -194,8 +240,9 @@ class StyleCheck(ScoresCheck):
         bar = self.params.style_shift
         figures: dict[str, float] = {}
         verdicts: dict[str, Verdict] = {}
-        for style in STYLES:
-            shifts = [row.findings["shifts"][style] for row in rows]
+        rated = [row.findings["shifts"] for row in rows if "not_rated" not in row.findings]
+        for style in STYLES if rated else ():
+            shifts = [found[style] for found in rated]
             interval = mean_interval(shifts, confidence=self.params.confidence)
             figures |= _mean_figures(f"{style}_shift", shifts, interval)
             verdicts[style] = band_verdict(interval, bar=bar)
@@ -215,10 +262,12 @@ class CrossLanguageCheck(ScoresCheck):
     def ask(self, item: Item, prompts: Prompts) -> Interview[Answers]:
         assert isinstance(item, LanguageItem)  # noqa: S101 - the suite's type
         exchanges = [(item.english_prompt, item.english_response), (item.czech_prompt, item.czech_response)]
-        english, czech = yield from _overall_scores(prompts.evaluator, exchanges)
+        english, czech = yield from _overall_scores(prompts, exchanges)
         return {"english": english, "czech": czech}
 
     def judge(self, item: Item, answers: Answers) -> tuple[bool, Findings]:
+        if missing := [answers["english"], answers["czech"]].count(None):
+            return False, {"difference": LARGEST_DIFFERENCE, "not_rated": missing}
         difference = abs(answers["english"] - answers["czech"])
         return difference <= self.params.cross_language_difference, {"difference": difference}
 

@@ -13,7 +13,7 @@ from karma_electric.gate.answer_store import AnswerStore
 from karma_electric.gate.checks import Prompts
 from karma_electric.gate.conversation_checks import RedteamCappedCheck, RedteamCheck
 from karma_electric.gate.intervals import Interval, rate_interval
-from karma_electric.gate.judging import Questioner
+from karma_electric.gate.judging import Asked, Questioner
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.results import Evidence
 from karma_electric.suites.antijudge_rules import RULES_VERSION
@@ -75,9 +75,11 @@ def run_redteam(
 ) -> RedteamRun:
     """Ask every scenario and judge it as the gate does. Answers are taken from `store` where it has them."""
     check = RedteamCappedCheck(params) if capped else RedteamCheck(params)
-    questioner = Questioner(engine, store, arithmetic)
-    rows = []
-    for number, item in enumerate(items, 1):
-        rows.append(check.evidence(item, questioner.hold(check.ask(item, prompts))))
-        report(f"{number} of {len(items)}: {item.id} {rows[-1].findings['verdict']}")
-    return RedteamRun(capped, rows, params.confidence)
+    rows: dict[int, Evidence] = {}
+
+    def done(place: int, row: Evidence) -> None:
+        rows[place] = row
+        report(f"{len(rows)} of {len(items)}: {row.id} {row.findings['verdict']}")
+
+    Questioner(engine, prompts, store, arithmetic).ask_all([Asked(check, item) for item in items], done)
+    return RedteamRun(capped, [rows[place] for place in sorted(rows)], params.confidence)

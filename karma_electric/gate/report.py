@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-from karma_electric.gate.results import CheckResult, Evidence, GateResult
+from karma_electric.gate.results import (
+    CheckResult,
+    Evidence,
+    GateResult,
+    claim,
+    dimension_scores,
+    paraphrase_rows,
+)
 
 _LONGEST_QUOTE = 600
+_SPREAD_STEP = 0.5  # points
 _MOST_FAILURES_QUOTED = 12  # of one check; the evidence holds all
+_CLAIMED = {
+    "no": "",
+    "yes": ", which a server claims and nobody could check",
+    "yes, of the release's own files": ", which a server claims; they are the hashes of the release's files",
+}
 _NUMBERS_ONLY = ("positions", "fired", "finish", "log_probabilities", "antijudge_version")
 
 
 def gate_report(result: GateResult) -> str:
     """Markdown."""
     engine = result.engine
-    claimed = ", as the server claims" if engine.claimed else ""
+    claimed = _CLAIMED[claim(engine)]
     lines = [
         "# Gate report",
         "",
@@ -45,7 +61,7 @@ def gate_report(result: GateResult) -> str:
             for name, value in check.figures.items()
         ]
         lines += [""]
-    lines += ["## What did not pass", ""]
+    lines += [*_tried(result), *_scores(result.evidence), *_spread(result.evidence), "## What did not pass", ""]
     for check in result.checks:
         lines += _failures(check.name, [row for row in result.evidence if row.check == check.name and not row.passed])
     if not any(True for _ in result.failures()):
@@ -59,8 +75,8 @@ def _row(check: CheckResult) -> str:
     cells = (
         check.name,
         f"{check.passed} of {check.n}",
-        f"{check.passed / check.n:.1%}",
-        interval,
+        f"{check.passed / check.n:.1%}" if check.n else "none",
+        interval if check.n else "none",
         check.bar,
         verdict,
         check.power,
@@ -68,12 +84,52 @@ def _row(check: CheckResult) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _tried(result: GateResult) -> list[str]:
+    """Every check's items by category: how many passed of how many."""
+    lines = ["## What was tried", "", "| check | passed, by category |", "|---|---|"]
+    for check in result.checks:
+        counts: dict[str, list[bool]] = {}
+        for row in result.evidence:
+            if row.check == check.name:
+                counts.setdefault(row.category, []).append(row.passed)
+        cells = [f"{category} {sum(passed)} of {len(passed)}" for category, passed in counts.items()]
+        lines.append(f"| {check.name} | {', '.join(cells) or check.reason} |")
+    return [*lines, ""]
+
+
+def _scores(evidence: Sequence[Evidence]) -> list[str]:
+    """Means of the dimensions, of the better and the worse answers of the pairs."""
+    given: dict[str, dict[str, list[int]]] = {}
+    for dimension, side, score in dimension_scores(evidence):
+        given.setdefault(dimension, {"better": [], "worse": []})[side].append(score)
+    if not given:
+        return []
+    lines = ["## Scores of the pairs", "", "| dimension | better answer | worse answer |", "|---|---|---|"]
+    for dimension, sides in given.items():
+        means = (f"{statistics.fmean(scores):.2f}" if scores else "none" for scores in sides.values())
+        lines.append(f"| {dimension} | {' | '.join(means)} |")
+    return [*lines, ""]
+
+
+def _spread(evidence: Sequence[Evidence]) -> list[str]:
+    """How many prompts have which spread over their wordings."""
+    deviations = [row["std"] for row in paraphrase_rows(evidence)]
+    if not deviations:
+        return []
+    bins = Counter(int(deviation / _SPREAD_STEP) for deviation in deviations)
+    lines = ["## Spread of one answer's scores over wordings", "", "| std, points | prompts |", "|---|---|"]
+    for place in sorted(bins):
+        low = place * _SPREAD_STEP
+        lines.append(f"| {low:g} to below {low + _SPREAD_STEP:g} | {bins[place]} |")
+    return [*lines, ""]
+
+
 def _failures(check: str, rows: list[Evidence]) -> list[str]:
     lines: list[str] = []
     for row in rows[:_MOST_FAILURES_QUOTED]:
         lines += [f"### {check}: {row.id} ({row.category})", ""]
         for part in (row.item, row.answers, row.findings):
-            for key, value in part.items():
+            for key, value in sorted(part.items()):  # as the evidence holds them, so that it gives this report again
                 if key not in ("id", "suite", "category", "fail_signals", "pass_signals", *_NUMBERS_ONLY):
                     lines += _quotes(key, value)
         lines += [""]
@@ -86,11 +142,11 @@ def _quotes(key: str, value: Any) -> list[str]:
     if value in ([], {}, "", None):
         return []
     if isinstance(value, dict):
-        return [line for name, inner in value.items() for line in _quotes(f"{key} {name}", inner)]
+        return [line for name, inner in sorted(value.items()) for line in _quotes(f"{key} {name}", inner)]
     if isinstance(value, list) and all(isinstance(each, str) for each in value):
         return [f"- {key}: {_quoted(each)}" for each in value]
     if isinstance(value, list) and all(isinstance(each, dict) for each in value):
-        return [line for each in value for line in _quotes(key, ", ".join(f"{n} {v}" for n, v in each.items()))]
+        return [line for each in value for line in _quotes(key, ", ".join(f"{n} {v}" for n, v in sorted(each.items())))]
     return [f"- {key}: {_quoted(str(value))}"]
 
 

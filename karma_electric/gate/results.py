@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,13 +45,10 @@ class CheckResult:
     reason: str = ""  # of a verdict that the rate does not explain
 
     def as_metrics(self) -> dict[str, Any]:
-        metrics: dict[str, Any] = {
-            "n": self.n,
-            "passed": self.passed,
-            "rate": rounded(self.passed / self.n),
-            "low": rounded(self.interval.low),
-            "high": rounded(self.interval.high),
-        }
+        metrics: dict[str, Any] = {"n": self.n, "passed": self.passed}
+        if self.n:
+            metrics["rate"] = rounded(self.passed / self.n)
+            metrics |= {"low": rounded(self.interval.low), "high": rounded(self.interval.high)}
         metrics |= {name: rounded(value) for name, value in self.figures.items()}
         return metrics | {"verdict": self.verdict or "reported"}
 
@@ -63,6 +61,7 @@ class GateResult:
     evidence: list[Evidence]
     engine: EngineIdentity
     subset: int | None
+    not_asked: dict[str, str] = field(default_factory=dict)  # checks that this engine could not be asked, and why
 
     @property
     def verdict(self) -> Verdict:
@@ -89,8 +88,16 @@ def judged(identity: EngineIdentity) -> dict[str, Any]:
         "build": identity.build,
         "weights_sha256": identity.weights_sha256,
         "axis_sha256": identity.axis_sha256 or "none",
-        "claimed": "yes" if identity.claimed else "no",
+        "claimed": claim(identity),
     }
+
+
+def claim(identity: EngineIdentity) -> str:
+    """How much of the identity is a claim: `no`, `yes`, or one that names the release's own files."""
+    return CLAIMS[identity.claimed, identity.vouched]
+
+
+CLAIMS = {(False, False): "no", (True, False): "yes", (True, True): "yes, of the release's own files"}
 
 
 def rate_rows(checks: Sequence[CheckResult]) -> list[dict[str, Any]]:
@@ -104,18 +111,22 @@ def rate_rows(checks: Sequence[CheckResult]) -> list[dict[str, Any]]:
             "verdict": check.verdict or "reported",
         }
         for check in checks
+        if check.n
     ]
+
+
+def dimension_scores(evidence: Sequence[Evidence]) -> Iterable[tuple[str, str, int]]:
+    """(dimension, better or worse, score) of every rating of the pairs that there is."""
+    for row in evidence:
+        for side in ("better", "worse"):
+            if isinstance(rating := row.answers.get(side), dict) and rating["overall"] is not None:
+                for dimension, score in (rating["dimensions"] | {"Overall": rating["overall"]}).items():
+                    yield dimension, side, score
 
 
 def dimension_rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:
     """Plot rows: how often each score was given, for every dimension, to better and to worse answers of the pairs."""
-    counts: dict[tuple[str, str, int], int] = {}
-    for row in evidence:
-        for side in ("better", "worse"):
-            if isinstance(rating := row.answers.get(side), dict):
-                scores = rating["dimensions"] | {"Overall": rating["overall"]}
-                for dimension, score in scores.items():
-                    counts[dimension, side, score] = counts.get((dimension, side, score), 0) + 1
+    counts = Counter(dimension_scores(evidence))
     return [
         {"dimension": dimension, "answer": side, "score": score, "count": count}
         for (dimension, side, score), count in sorted(counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from karma_electric.axis.loading import load_cap
-from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.errors import IntegrityError
 from karma_electric.gate.answer_store import open_answer_store
 from karma_electric.gate.checks import Prompts
+from karma_electric.gate.engines import open_engine
 from karma_electric.gate.evidence_file import evidence_bytes, read_evidence
 from karma_electric.gate.judging import judge, judge_again
 from karma_electric.gate.params import GateParams
@@ -44,28 +45,28 @@ def run_gate(
     report: Callable[[str], None],
     store: Path | None = None,
 ) -> GateRun:
-    """Judge a GGUF file and its axis. Writes one evidence row for every item, and the report for people.
+    """Judge a GGUF file and its axis with the engine that `params` names. Writes one evidence row for every item, and
+    the report for people.
 
     The items are read and checked first. Whatever keeps an item from being judged ends the run with an error; answers
     given so far are in `store`, where the next run finds them. An axis that was made from other weights is an error.
     """
     items = read_suites(suites)
-    prompts = Prompts(persona=read_prompt(persona_prompt), evaluator=read_prompt(evaluator_prompt))
-    loaded = load_cap(axis, model)
-    with LlamaCppEngine(model, cap=loaded.cap, axis_sha256=loaded.sha256) as engine:
-        if store is None:
-            result = judge(engine, items, prompts=prompts, params=params, report=report)
-        else:
-            with open_answer_store(store) as answers:
-                result = judge(
-                    engine,
-                    items,
-                    prompts=prompts,
-                    params=params,
-                    report=report,
-                    store=answers,
-                    arithmetic=engine.arithmetic,
-                )
+    persona, evaluator = read_prompt(persona_prompt), read_prompt(evaluator_prompt)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_engine(params, model, load_cap(axis, model)))
+        keep_in = store if opened.may_keep_answers else None
+        prompts = Prompts(persona, evaluator, held=opened.held)
+        result = judge(
+            opened.engine,
+            items,
+            prompts=prompts,
+            params=params,
+            report=report,
+            store=None if keep_in is None else stack.enter_context(open_answer_store(keep_in)),
+            arithmetic=opened.arithmetic,
+            not_asked=opened.not_asked,
+        )
     data = evidence_bytes(result, params, _hashes(prompts))
     write_bytes(evidence, data)
     write_text(report_markdown, gate_report(result))
@@ -76,7 +77,7 @@ def replay_gate(evidence: Path, *, params: GateParams | None = None) -> GateRun:
     """Judge again from kept answers: with the bars that were used, or with others. Raises as `judge_again` does, and
     IntegrityError when a row's own findings are not what the rules of today find."""
     kept = read_evidence(evidence)
-    result = judge_again(kept.rows, kept.identity, params=params or kept.params)
+    result = judge_again(kept.rows, kept.identity, params=params or kept.params, not_asked=kept.not_asked)
     return GateRun(result, result.as_metrics(evidence_sha256=sha256_file(evidence)))
 
 

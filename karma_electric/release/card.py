@@ -47,7 +47,16 @@ def render_card(folder: Path, manifest: dict[str, Any] | None = None) -> Card:
 
     Raises InputError for a value that the card needs and a file lacks, and for a number that is bound to none.
     """
-    facts = _facts(folder, read_release_manifest(folder) if manifest is None else manifest)
+    return render_facts(TEMPLATE, _facts(folder, read_release_manifest(folder) if manifest is None else manifest))
+
+
+def model_card(folder: Path, manifest: dict[str, Any]) -> str:
+    """The text of the card of the release in `folder`."""
+    return render_card(folder, manifest).text
+
+
+def render_facts(template: str, facts: dict[str, Any]) -> Card:
+    """The card that a template of this package makes of `facts`. Raises InputError as `render_card` does."""
     marker = Marker()
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
@@ -62,9 +71,9 @@ def render_card(folder: Path, manifest: dict[str, Any] | None = None) -> Card:
     environment.globals["is_llama"] = lambda license_name: is_llama(str(license_name))
     environment.tests["known"] = is_known
     environment.tests["held_by"] = is_held
-    source = resources.files("karma_electric.release").joinpath("templates", TEMPLATE).read_text("utf-8")
+    source = resources.files("karma_electric.release").joinpath("templates", template).read_text("utf-8")
     marked = environment.from_string(source).render(facts)
-    text, bindings = marker.read(marked, TEMPLATE)
+    text, bindings = marker.read(marked, template)
     return Card(text, bindings, sorted({binding.file for binding in bindings}))
 
 
@@ -116,13 +125,28 @@ def _facts(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         "acap": _file(folder, "metrics/acap.json"),
         "history": Fact(read_yaml(folder / "versions.yaml"), "versions.yaml")["versions"],
     }
-    for name in (PROVENANCE_NAME, YANKED_NAME):  # publishing adds them
-        there = (folder / name).exists()
-        facts[name.removesuffix(".json")] = _file(folder, name) if there else Fact({}, name)
+    facts |= added_facts(folder)
     kinds = (("train", "adapters", "metrics/train"), ("quantize", "gguf", "metrics/quantize"))
-    return facts | {
-        name: {kind: _file(folder, f"{place}/{kind}.json") for kind in manifest["identity"].get(key, ())}
-        for name, key, place in kinds
+    return (
+        facts
+        | _sets(folder, manifest)
+        | {
+            name: {kind: _file(folder, f"{place}/{kind}.json") for kind in manifest["identity"].get(key, ())}
+            for name, key, place in kinds
+        }
+    )
+
+
+def _sets(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    sets = {name: _file(folder, f"sets/{name}.manifest.json") for name in manifest["identity"].get("training_sets", ())}
+    return {"sets": sets, "last_set": list(sets.values())[-1] if sets else Fact({}, MANIFEST_NAME)}
+
+
+def added_facts(folder: Path) -> dict[str, Fact]:
+    """`provenance` and `yanked`: what publishing adds, empty before."""
+    return {
+        name.removesuffix(".json"): _file(folder, name) if (folder / name).exists() else Fact({}, name)
+        for name in (PROVENANCE_NAME, YANKED_NAME)
     }
 
 

@@ -53,20 +53,23 @@ class RepoState:
 
 
 class HubRepo:
-    """A repo by its name, `org/name`. Every method raises one-line errors: InputError or SetupError."""
+    """A repo by its name, `org/name`, and its kind, `model` or `dataset`.
+
+    Every method raises one-line errors: InputError or SetupError.
+    """
 
     def __init__(self, repo_id: str, *, kind: str = "model") -> None:
-        if not _REPO_ID.fullmatch(repo_id):
+        if not is_repo_id(repo_id):
             raise InputError(f"--repo: found {shown(repo_id)}, expected ORG/NAME as in the hub's address of a repo")
         self.id = repo_id
-        self._kind = kind
+        self.kind = kind
         self._api = HfApi()
 
     def state(self) -> RepoState | None:
         """None when there is no such repo, or none that this token may see."""
         with self._explained("looked at"):
             try:
-                refs = self._api.list_repo_refs(self.id, repo_type=self._kind)
+                refs = self._api.list_repo_refs(self.id, repo_type=self.kind)
             except RepositoryNotFoundError:
                 return None
         head = next((branch.target_commit for branch in refs.branches if branch.name == "main"), None)
@@ -76,16 +79,16 @@ class HubRepo:
 
     def create(self, *, private: bool) -> None:
         with self._explained("created"):
-            self._api.create_repo(self.id, repo_type=self._kind, private=private, exist_ok=True)
+            self._api.create_repo(self.id, repo_type=self.kind, private=private, exist_ok=True)
 
     def is_private(self) -> bool:
         with self._explained("looked at"):
-            return bool(self._api.repo_info(self.id, repo_type=self._kind).private)
+            return bool(self._api.repo_info(self.id, repo_type=self.kind).private)
 
     def files(self, commit: str) -> dict[str, RemoteFile]:
         """Path -> file of a commit."""
         with self._explained("listed"):
-            found = list(self._api.list_repo_tree(self.id, recursive=True, revision=commit, repo_type=self._kind))
+            found = list(self._api.list_repo_tree(self.id, recursive=True, revision=commit, repo_type=self.kind))
         return {
             entry.path: RemoteFile(entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None)
             for entry in found
@@ -96,7 +99,7 @@ class HubRepo:
         """Bring the files of a commit, or some of them, into `folder`."""
         with self._explained("downloaded"):
             snapshot_download(
-                self.id, repo_type=self._kind, revision=commit, local_dir=folder, allow_patterns=only, max_workers=4
+                self.id, repo_type=self.kind, revision=commit, local_dir=folder, allow_patterns=only, max_workers=4
             )
 
     def commit(self, files: Mapping[str, tuple[Path, str]], deleted: list[str], *, parent: str, message: str) -> str:
@@ -107,19 +110,19 @@ class HubRepo:
             addition.upload_info.sha256 = bytes.fromhex(sha256)  # known; and the hub refuses other bytes
             additions.append(addition)
         with self._explained("published to"):
-            self._api.preupload_lfs_files(self.id, additions, repo_type=self._kind, free_memory=False)
+            self._api.preupload_lfs_files(self.id, additions, repo_type=self.kind, free_memory=False)
             made = self._api.create_commit(
                 self.id,
                 [*additions, *map(CommitOperationDelete, deleted)],
                 commit_message=message,
-                repo_type=self._kind,
+                repo_type=self.kind,
                 parent_commit=parent,
             )
         return made.oid
 
     def tag(self, name: str, commit: str) -> None:
         with self._explained("tagged"):
-            self._api.create_tag(self.id, tag=name, revision=commit, repo_type=self._kind)
+            self._api.create_tag(self.id, tag=name, revision=commit, repo_type=self.kind)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -130,6 +133,11 @@ class HubRepo:
                 raise
             except Exception as error:  # the client's errors share no class of their own
                 raise explain(error, self.id, what) from None
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` has the form ORG/NAME."""
+    return _REPO_ID.fullmatch(text) is not None
 
 
 def own_account() -> str:

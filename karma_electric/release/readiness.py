@@ -36,7 +36,8 @@ def check_gate(release: Release) -> str:
             )
     evidence = release.local(EVIDENCE_NAME)
     kept = read_evidence(evidence)
-    found = judge_again(kept.rows, kept.identity, params=kept.params).as_metrics(evidence_sha256=sha256_file(evidence))
+    again = judge_again(kept.rows, kept.identity, params=kept.params, not_asked=kept.not_asked)
+    found = again.as_metrics(evidence_sha256=sha256_file(evidence))
     if found != gate:
         raise IntegrityError(
             f"{path}: says {gate.get('verdict')!r}, its evidence says {found['verdict']!r} or differs in a number; "
@@ -88,18 +89,19 @@ def folder_md5(folder: Path) -> str:
 
 def machine() -> dict[str, str]:
     """What kind of machine this is; not which one."""
-    processor = platform.processor() or "unknown"
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    except OSError:
-        pass  # another system than Linux
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        "processor": processor,
+        "processor": _processor_of_linux() or platform.processor() or "unknown",
         "python": platform.python_version(),
     }
+
+
+def _processor_of_linux() -> str:
+    """The name that Linux gives to the processor; empty on another system, and where it gives none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _git(root: Path, *words: str) -> str:

@@ -1,50 +1,83 @@
-"""Signing a release with an EC key, and checking the signature: OpenSSF model signing, so others' tools read it, too.
+"""Signing a release and checking the signature: OpenSSF model signing, so others' tools read it, too.
 
-The signature (`model.sig`, a sigstore bundle) lists every file of the folder with its SHA-256, but for itself and what
-git and the hub's client put beside. It is not deterministic, so a signature is never an output of a stage.
+The signature lists every file of the folder with its SHA-256, but for itself and what git and the hub's client put
+beside. It is not deterministic, so a signature is never an output of a stage.
+
+With a key, the key's owner vouches. Without one, whoever an identity token names does: sigstore gives a certificate
+that lives for minutes, and writes the signature into its public log.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
+import os
+import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from karma_electric.canonical import canonical_json, parse_json_object
-from karma_electric.errors import IntegrityError, KarmaError, SetupError
+from karma_electric.errors import InputError, IntegrityError, SetupError
 from karma_electric.integrity import atomic_file
+from karma_electric.release.digests import paths_below, sha256_files
+from karma_electric.release.signature_file import (
+    IGNORED,
+    SignatureFile,
+    canonical_signature,
+    read_signature,
+)
+from karma_electric.release.signature_file import SIGNATURE_NAME as SIGNATURE_NAME  # of the same thing
 
-SIGNATURE_NAME = "model.sig"
 PUBLIC_KEY_NAME = "public-key.pem"
-IGNORED = (SIGNATURE_NAME, ".cache/huggingface", ".git", ".gitattributes", ".github", ".gitignore")
-MAX_SIGNATURE_BYTES = 64 * 1024 * 1024
+TOKEN_VARIABLE = "SIGSTORE_ID_TOKEN"  # noqa: S105 - its name; the one that sigstore's own tools read
 MAX_KEY_BYTES = 64 * 1024
-_CHUNK_BYTES = 4 * 1024 * 1024
-
-_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
-def sign_release(folder: Path, *, private_key: Path) -> Path:
-    """Put the public key and a signature over every file into `folder`; the signature's path.
+@dataclass(frozen=True, slots=True)
+class Keyless:
+    """Sign as whom an identity token names: of SIGSTORE_ID_TOKEN, of the CI that we run in, or of a browser's login."""
 
-    The key is an EC key in PEM without a password. Raises SetupError for another one.
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who must have signed without a key: a mail address or a workflow, as `issuer` (an address) attested it."""
+
+    name: str
+    issuer: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, says {self.issuer}"
+
+
+Signer = Path | Keyless  # a private EC key in PEM without a password, or none
+
+
+def sign_release(folder: Path, *, signer: Signer, digests: Mapping[str, str]) -> Path:
+    """Put a signature over every file of `folder` into it; `digests` (path -> SHA-256) are of these files, all of them.
+
+    A folder that is signed with a key holds the public key. Raises SetupError for another key, and for a keyless
+    signature without an identity or a network.
     """
     from model_signing import signing
 
-    public = folder / PUBLIC_KEY_NAME
-    if not public.is_file() or public.read_bytes() != public_key_of(private_key):
-        raise SetupError(f"{public}: not the public key of {private_key}; finish the folder with the key that signs it")
-    with tempfile.TemporaryDirectory() as outside:  # a file in the folder would be signed itself
+    if isinstance(signer, Keyless):
+        config = _keyless_config()
+    else:
+        public = folder / PUBLIC_KEY_NAME
+        if not public.is_file() or public.read_bytes() != public_key_of(signer):
+            raise SetupError(f"{public}: not the public key of {signer}; finish the folder with the key that signs it")
+        config = signing.Config().use_elliptic_key_signer(private_key=signer)
+    with tempfile.TemporaryDirectory() as outside:
         made = Path(outside) / SIGNATURE_NAME
-        config = signing.Config().use_elliptic_key_signer(private_key=private_key)
-        config.set_hashing_config(_hashing()).sign(folder, made)
+        try:
+            config.set_hashing_config(_known_digests(digests)).sign(folder, made)
+        except Exception as error:
+            if not isinstance(signer, Keyless):
+                raise
+            raise _keyless_failure(error) from None
         data = made.read_bytes()
     with atomic_file(folder / SIGNATURE_NAME) as temporary:
-        temporary.write_bytes(canonical_json(parse_json_object(data, SIGNATURE_NAME)).encode("utf-8"))
+        temporary.write_bytes(canonical_signature(data))
     return folder / SIGNATURE_NAME
 
 
@@ -63,38 +96,103 @@ def public_key_of(private_key: Path) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def verify_signature(folder: Path, *, public_key: Path | None = None) -> dict[str, str]:
-    """Path -> SHA-256 of every signed file, after each file of `folder` was hashed and compared with it.
+def verify_signature(folder: Path, *, signer: Path | Identity | None = None) -> dict[str, str]:
+    """Path -> SHA-256 of every signed file, after each file of `folder` was hashed, once, and compared with it.
 
-    Without `public_key` the key that lies in the folder is taken, which shows that the folder is whole, and not who
-    signed it. Raises IntegrityError for a signature that is missing, by another key, or over other files.
+    `signer` is a public key in PEM, or who signed without one; None takes the key that lies in the folder, which shows
+    that the folder is whole, and not who signed it. Raises IntegrityError for a signature that is missing, by another
+    signer, or over other files.
     """
     from model_signing import verifying
 
-    path = folder / SIGNATURE_NAME
-    signed = _signed_files(path)
-    key = folder / PUBLIC_KEY_NAME if public_key is None else public_key
-    if public_key is None and not key.is_file():
-        raise IntegrityError(f"{key}: missing; give the publisher's key: --public-key FILE")
-    _key_bytes(key)
+    signature = read_signature(folder / SIGNATURE_NAME)
+    config = verifying.Config()
+    if isinstance(signer, Identity):
+        _require_kind(folder, signature, keyless=True)
+        try:
+            config.use_sigstore_verifier(identity=signer.name, oidc_issuer=signer.issuer)
+        except Exception as error:  # sigstore's errors share no class with those of its network
+            raise SetupError(
+                f"sigstore's keys cannot be fetched ({type(error).__name__}), and a keyless signature is checked with "
+                "them; is there a network?"
+            ) from None
+    else:
+        _require_kind(folder, signature, keyless=False)
+        config.use_elliptic_key_verifier(public_key=_public_key(folder, signer))
+    digests = sha256_files(folder, paths_below(folder, ignored=IGNORED))
     try:
-        config = verifying.Config().use_elliptic_key_verifier(public_key=key)
-        config.set_hashing_config(_hashing()).verify(folder, path)
-    except KarmaError:
-        raise
+        config.set_hashing_config(_known_digests(digests)).verify(folder, folder / SIGNATURE_NAME)
     except Exception as error:  # the library raises what its parsers and OpenSSL raise
         reason = str(error) or type(error).__name__
         raise IntegrityError(
             f"{folder}: the signature does not hold ({reason[:300]}); fetch the release again"
         ) from None
-    return signed
+    return signature.files
 
 
-def _hashing() -> Any:
-    from model_signing import hashing
+def _require_kind(folder: Path, signature: SignatureFile, *, keyless: bool) -> None:
+    path = folder / SIGNATURE_NAME
+    if keyless and not signature.keyless:
+        raise IntegrityError(f"{path}: signed with a key, so it proves no identity; give the key: --public-key FILE")
+    if signature.keyless and not keyless:
+        raise InputError(f"{path}: signed without a key; say by whom it must be: --identity NAME --issuer ADDRESS")
 
-    config = hashing.Config().use_file_serialization(hashing_algorithm="sha256", chunk_size=_CHUNK_BYTES)
-    return config.set_ignored_paths(paths=IGNORED, ignore_git_paths=True)
+
+def _public_key(folder: Path, given: Path | None) -> Path:
+    key = folder / PUBLIC_KEY_NAME if given is None else given
+    if given is None and not key.is_file():
+        raise IntegrityError(f"{key}: missing; give the publisher's key: --public-key FILE")
+    _key_bytes(key)
+    return key
+
+
+def _keyless_config() -> Any:
+    """Raises SetupError before anything is sent when there is nobody to sign as, or no network."""
+    from model_signing import signing
+    from sigstore.oidc import IdentityToken, detect_credential
+
+    token = os.environ.get(TOKEN_VARIABLE)
+    try:
+        if token:
+            IdentityToken(token)
+        nobody = not token and detect_credential() is None and not sys.stderr.isatty()
+    except Exception as error:
+        raise _keyless_failure(error) from None
+    if nobody:
+        raise SetupError(
+            f"no identity to sign as; set {TOKEN_VARIABLE}, sign in a CI that gives one, or at a terminal, where a "
+            "browser asks for it; or sign with a key: --key FILE"
+        )
+    try:
+        return signing.Config().use_sigstore_signer(identity_token=token or None, use_ambient_credentials=True)
+    except Exception as error:
+        raise _keyless_failure(error) from None
+
+
+def _keyless_failure(error: Exception) -> SetupError:
+    """Without the error's own words: they may quote the token."""
+    return SetupError(
+        f"keyless signing failed ({type(error).__name__}): it needs sigstore's services and an identity token that "
+        f"holds; is there a network, and is {TOKEN_VARIABLE} still valid? or sign with a key: --key FILE"
+    )
+
+
+def _known_digests(digests: Mapping[str, str]) -> Any:
+    """A hashing configuration of the library that hashes nothing: it lists what was hashed already."""
+    from model_signing import hashing, manifest
+
+    class KnownDigests(hashing.Config):  # type: ignore[misc]
+        def hash(self, model_path: Any, *, files_to_hash: Any = None) -> Any:
+            kind = manifest.SerializationType.from_args(
+                {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": IGNORED}
+            )
+            items = [
+                kind.new_item(path, manifest.hashing.Digest("sha256", bytes.fromhex(digest)))
+                for path, digest in digests.items()
+            ]
+            return manifest.Manifest(Path(model_path).resolve().name, items, kind)
+
+    return KnownDigests()
 
 
 def _key_bytes(path: Path) -> bytes:
@@ -105,50 +203,4 @@ def _key_bytes(path: Path) -> bytes:
         raise SetupError(f"{path}: cannot be read ({error.strerror}); expected a key in PEM") from None
     if len(data) > MAX_KEY_BYTES or b"-----BEGIN" not in data:
         raise SetupError(f"{path}: no key in PEM; see docs/publishing.md")
-    return data
-
-
-def _signed_files(path: Path) -> dict[str, str]:
-    """What the signature lists. Its form is strict, in one spelling, so that no byte of the file is without meaning."""
-    if not path.is_file():
-        raise IntegrityError(f"{path}: missing, so nobody vouches for these files; fetch the release again")
-    with path.open("rb") as stream:
-        data = stream.read(MAX_SIGNATURE_BYTES + 1)
-    broken = IntegrityError(f"{path}: not a signature of a release; fetch the release again")
-    try:
-        bundle = parse_json_object(data, str(path))
-        material, envelope = bundle["verificationMaterial"], bundle["dsseEnvelope"]
-        payload = _decoded(envelope["payload"])
-        (signature,) = envelope["signatures"]
-        _decoded(signature["sig"])
-        expected = {
-            "mediaType": _MEDIA_TYPE,
-            "verificationMaterial": {"publicKey": {"hint": str(material["publicKey"]["hint"])}, "tlogEntries": []},
-            "dsseEnvelope": {
-                "payload": envelope["payload"],
-                "payloadType": _PAYLOAD_TYPE,
-                "signatures": [{"sig": signature["sig"], "keyid": ""}],
-            },
-        }
-        statement = json.loads(payload)["predicate"]
-        known = {"method": "files", "allow_symlinks": False, "hash_type": "sha256"}
-        serialization = dict(statement["serialization"])
-        ignored = set(serialization.pop("ignore_paths"))
-        is_form = bundle == expected and len(material["publicKey"]["hint"]) == 64 and serialization == known
-        signed = {str(resource["name"]): str(resource["digest"]) for resource in statement["resources"]}
-    except (KarmaError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise broken from None
-    if not is_form or ignored - set(IGNORED) or canonical_json(bundle).encode("utf-8") != data:
-        raise broken
-    return signed
-
-
-def _decoded(text: str) -> bytes:
-    """Base64 in its one spelling: spare bits of the last sign are not free."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
-    if base64.b64encode(data).decode("ascii") != text:
-        raise ValueError("not the one spelling")
     return data

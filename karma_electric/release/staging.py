@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from karma_electric.canonical import canonical_json, parse_json_object, readable_json
+from karma_electric.canonical import canonical_json, readable_json
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.graph import Stage
 from karma_electric.integrity import (
@@ -19,18 +20,27 @@ from karma_electric.integrity import (
     write_bytes,
     write_text,
 )
-from karma_electric.release.card import PROVENANCE_NAME, YANKED_NAME
-from karma_electric.release.manifest import Artifact, read_release_manifest
+from karma_electric.release.card import CARD_NAME, PROVENANCE_NAME, YANKED_NAME, model_card
+from karma_electric.release.finishing import CardText, finish_release
+from karma_electric.release.manifest import (
+    Artifact,
+    read_release_manifest,
+    release_manifest,
+    write_release_manifest,
+)
+from karma_electric.release.signature import Signer, public_key_of
 
 
 @dataclass(frozen=True)
-class Release:
-    """A built release. `files` is path in the published repo -> (what the manifest says, where it lies here)."""
+class Publication:
+    """What one repo is to hold. `files` is path in the repo -> (what the manifest says, where it lies here).
 
-    folder: Path
+    `card` makes README.md from a folder that holds these files and what publishing adds, and their manifest.
+    """
+
     identity: dict[str, Any]
     files: dict[str, tuple[Artifact, Path]]
-    manifest_sha256: str
+    card: CardText
 
     @property
     def name(self) -> str:
@@ -39,6 +49,17 @@ class Release:
     @property
     def version(self) -> str:
         return str(self.identity["version"])
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of `files`, before publishing adds to them."""
+        return release_manifest(self.identity, (artifact for artifact, _ in self.files.values()))
+
+
+@dataclass(frozen=True)
+class Release(Publication):
+    """A built release: `folder` holds its manifest and its small files."""
+
+    folder: Path
 
     def local(self, path: str) -> Path:
         """Where a published file lies. Raises IntegrityError for one that the manifest lacks."""
@@ -65,7 +86,7 @@ def read_release(folder: Path, stages: Iterable[Stage], *, report: Callable[[str
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST_NAME and name not in files:
             raise IntegrityError(f"{path}: not in {MANIFEST_NAME}; run `dvc repro release`")
-    return Release(folder, identity, files, sha256_file(folder / MANIFEST_NAME))
+    return Release(identity, files, model_card, folder)
 
 
 def read_artifacts(folder: Path) -> tuple[dict[str, Any], list[Artifact]]:
@@ -101,40 +122,71 @@ def _compare(artifact: Artifact, path: Path) -> None:
         )
 
 
-def stage_release(
-    release: Release,
+def stage(
+    publication: Publication,
     store: Path,
     *,
     provenance: dict[str, Any],
     yanked: bytes | None,
-    signer: str,
+    key: Signer | None,
     report: Callable[[str], None],
-    finish: Callable[[Path], None],
 ) -> Path:
-    """The folder in `store` that holds exactly what is published. One that was made before, from the same, is used
-    again, so that a publish that broke off goes on with the same signature.
+    """The folder in `store` that holds exactly what is published: signed with `key`, where there is one. A folder that
+    was made before, from the same, is used again, so that a publish that broke off goes on with the same signature.
 
-    `yanked` is the repo's list of withdrawn versions, which goes along from release to release. `signer` says which
-    key `finish`, which makes card, manifest and signature, signs with.
+    `yanked` is the repo's list of withdrawn versions, which goes along from release to release.
     """
-    parts = {"manifest": release.manifest_sha256, "provenance": provenance, "yanked": sha256_bytes(yanked or b"")}
-    parts["signer"] = signer
+    manifest = publication.manifest()
+    parts = {
+        "manifest": manifest,
+        "card": rendered_card(publication, provenance=provenance, yanked=yanked),
+        "provenance": provenance,
+        "yanked": sha256_bytes(yanked or b""),
+        "signer": sha256_bytes(public_key_of(key)) if isinstance(key, Path) else "keyless" if key else "",
+    }
     folder = store / sha256_bytes(canonical_json(parts).encode("utf-8"))[:32]
     if folder.is_dir():
         verify_folder(folder)
         return folder
-    report(f"copying the release to {folder}")
+    report(f"copying {publication.name} to {folder}")
     with atomic_directory(folder) as staged:
-        for name, (_, path) in release.files.items():
+        for name, (_, path) in publication.files.items():
             (staged / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, staged / name)
-        shutil.copyfile(release.folder / MANIFEST_NAME, staged / MANIFEST_NAME)
-        write_text(staged / PROVENANCE_NAME, readable_json(provenance))
-        if yanked is not None:
-            write_bytes(staged / YANKED_NAME, yanked)
-        finish(staged)
-        verify_folder(staged)
+        write_release_manifest(staged, manifest)
+        _add(staged, provenance, yanked)
+        finish_release(staged, private_key=key, card=publication.card)
+        _check_copies(publication, staged)
     return folder
+
+
+def _check_copies(publication: Publication, folder: Path) -> None:
+    """Raises IntegrityError when what was just copied and hashed is not what was checked before."""
+    copied = {artifact.path: artifact.sha256 for artifact in read_artifacts(folder)[1]}
+    for name, (artifact, path) in publication.files.items():
+        if name != CARD_NAME and copied[name] != artifact.sha256:
+            raise IntegrityError(
+                f"{path}: sha256 is {copied[name][:12]}… in the copy, and was {artifact.sha256[:12]}… when it was "
+                "checked; let nothing write to it, run `dvc repro`, and publish again"
+            )
+
+
+def rendered_card(publication: Publication, *, provenance: dict[str, Any], yanked: bytes | None) -> str:
+    """The card that would be published, without copying or hashing what is large."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, (_, path) in publication.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(path.resolve())
+        _add(folder, provenance, yanked)
+        return publication.card(folder, publication.manifest())
+
+
+def _add(folder: Path, provenance: dict[str, Any], yanked: bytes | None) -> None:
+    """What publishing adds to the files of a release."""
+    write_text(folder / PROVENANCE_NAME, readable_json(provenance))
+    if yanked is not None:
+        write_bytes(folder / YANKED_NAME, yanked)
 
 
 def verify_folder(folder: Path) -> list[Artifact]:
@@ -145,13 +197,3 @@ def verify_folder(folder: Path) -> list[Artifact]:
             raise IntegrityError(f"{folder / artifact.path}: missing; remove {folder} and publish again")
         _compare(artifact, folder / artifact.path)
     return artifacts
-
-
-def parse_yanked(data: bytes | None, where: str) -> dict[str, str]:
-    """Version -> reason, from the bytes of yanked.json; none yet is an empty list."""
-    if data is None:
-        return {}
-    versions = parse_json_object(data, where)
-    if not all(isinstance(reason, str) for reason in versions.values()):
-        raise IntegrityError(f"{where}: expected version and reason, as text")
-    return versions

@@ -13,13 +13,16 @@ from typing import Any
 from karma_electric.canonical import read_json_object
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gguf_files.reader import read_header
-from karma_electric.integrity import MANIFEST_NAME, sha256_file
+from karma_electric.integrity import MANIFEST_NAME
 from karma_electric.release.card import CARD_NAME, PROVENANCE_NAME, verify_card
+from karma_electric.release.digests import paths_below, sha256_files
 from karma_electric.release.manifest import read_release_manifest
-from karma_electric.release.signature import IGNORED, PUBLIC_KEY_NAME, SIGNATURE_NAME, verify_signature
+from karma_electric.release.signature import PUBLIC_KEY_NAME, Identity, verify_signature
+from karma_electric.release.signature_file import IGNORED, SIGNATURE_NAME
 
-GATE_NAME, EVIDENCE_NAME = "gate.json", "evidence/gate.jsonl"
-REQUIRED = (CARD_NAME, GATE_NAME, EVIDENCE_NAME, "reproduce.json")
+GATE_NAME, REPORT_NAME, EVIDENCE_NAME = "gate.json", "gate.md", "evidence/gate.jsonl"
+REQUIRED = (CARD_NAME, GATE_NAME, REPORT_NAME, EVIDENCE_NAME, "reproduce.json")
+FINDING_TOLERANCE = 1e-6  # of a number in an item's finding: another CPU's logarithms differ in the last bit
 _VERDICTS = ("pass", "fail", "inconclusive")
 
 
@@ -40,12 +43,13 @@ class Verification:
 def verify_release(
     folder: Path,
     *,
-    public_key: Path | None = None,
+    signer: Path | Identity | None = None,
     unsigned: bool = False,
     gate: bool = False,
     report: Callable[[str], None],
 ) -> Verification:
-    """Check a release. `unsigned` accepts one without a signature; `gate` judges again from the evidence.
+    """Check a release. `signer` is a public key, or who signed without one; None takes the key that lies in the folder.
+    `unsigned` accepts a release without a signature; `gate` judges again from the evidence.
 
     Raises IntegrityError at the first thing that does not hold, InputError when there is no release in `folder`.
     """
@@ -54,7 +58,7 @@ def verify_release(
     manifest = read_release_manifest(folder)
     total = sum(entry["size"] for entry in manifest["files"])
     report(f"{folder}: checking {len(manifest['files'])} files, {total / 1e6:.1f} MB")
-    digests = _digests(folder, public_key=public_key, unsigned=unsigned)
+    digests = _digests(folder, signer=signer, unsigned=unsigned)
     _check_files(folder, manifest, digests)
     for entry in manifest["files"]:
         _check_header(folder / entry["path"])
@@ -65,7 +69,7 @@ def verify_release(
         report(f"{folder}: judging again from the evidence")
         _judge_again(folder, found)
     identity = manifest["identity"]
-    whose = None if unsigned else PUBLIC_KEY_NAME if public_key is None else str(public_key)
+    whose = None if unsigned else PUBLIC_KEY_NAME if signer is None else str(signer)
     return Verification(
         name=str(identity["name"]),
         version=str(identity["version"]),
@@ -78,15 +82,13 @@ def verify_release(
     )
 
 
-def _digests(folder: Path, *, public_key: Path | None, unsigned: bool) -> dict[str, str]:
+def _digests(folder: Path, *, signer: Path | Identity | None, unsigned: bool) -> dict[str, str]:
     """Path -> SHA-256 of every file on disk, as signed, or as hashed here when no signature is asked for."""
     if not unsigned:
-        return verify_signature(folder, public_key=public_key)
-    if public_key is not None:
-        raise InputError("--public-key goes with a signature, and --unsigned asks for none; leave out one of them")
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    kept = [path for path in paths if not any(path == name or path.startswith(f"{name}/") for name in IGNORED)]
-    return {path: sha256_file(folder / path) for path in kept}
+        return verify_signature(folder, signer=signer)
+    if signer is not None:
+        raise InputError("--unsigned asks for no signature, and a key or an identity for one; leave out one of them")
+    return sha256_files(folder, paths_below(folder, ignored=IGNORED))
 
 
 def _check_files(folder: Path, manifest: dict[str, Any], digests: dict[str, str]) -> None:
@@ -144,9 +146,25 @@ def _check_judged(folder: Path, manifest: dict[str, Any], gate: dict[str, Any], 
 
 
 def _judge_again(folder: Path, gate: dict[str, Any]) -> None:
+    """Verdict, metrics, report and every item's finding must be what the rules make of the kept answers."""
+    from karma_electric.canonical import canonical_json
+    from karma_electric.gate.evidence_file import read_evidence
+    from karma_electric.gate.report import gate_report
     from karma_electric.gate.run import check_same_verdict, replay_gate
+    from karma_electric.release.comparison import text_difference
 
+    evidence = folder / EVIDENCE_NAME
+    advice = "fetch the release again"
     try:
-        check_same_verdict(gate, replay_gate(folder / EVIDENCE_NAME))
+        kept, run = read_evidence(evidence).rows, replay_gate(evidence)
+        check_same_verdict(gate, run)
+        for row, found in zip(kept, run.result.evidence, strict=True):
+            again = canonical_json(found.as_row())
+            if text_difference(canonical_json(row), again, relative=FINDING_TOLERANCE) is None:
+                item = f"{found.check} {found.id}"
+                raise IntegrityError(f"{evidence}: {item}: its answers give another finding; {advice}")
+        report = gate_report(run.result)
     except InputError as error:
-        raise IntegrityError(f"{error}; fetch the release again") from error
+        raise IntegrityError(f"{error}; {advice}") from error
+    if (folder / REPORT_NAME).read_bytes() != report.encode("utf-8"):
+        raise IntegrityError(f"{folder / REPORT_NAME}: not the report of this evidence; {advice}")

@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 
 from karma_electric.engines.answer import ChosenToken, GrowingAnswer
 from karma_electric.engines.llama_cpp import LlamaCppEngine
-from karma_electric.engines.protocol import EngineIdentity
 from karma_electric.errors import InputError
 from karma_electric.server.errors import RequestError
 from karma_electric.server.requests import ChatRequest, parse_chat_request
@@ -53,13 +52,7 @@ class Service:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.engine.identity)
-
-
-def fingerprint(identity: EngineIdentity) -> str:
-    """Engine, build, and the beginnings of both hashes: two servers with the same one answer a seed alike."""
-    axis = (identity.axis_sha256 or "uncapped")[:12]
-    return f"{identity.engine}-{identity.build}-{identity.weights_sha256[:12]}-{axis}"
+        return self.engine.identity.fingerprint
 
 
 def make_app(service: Service) -> Starlette:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from karma_electric.canonical import rounded
 from karma_electric.conversation import Message
@@ -41,15 +42,28 @@ _FORM = re.compile(
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Scores from 1 to 10, the most probable whole number at each place; and the mean over the probabilities of the
-    ten overall scores. The mean is recorded, never used to break a tie. `text` is the form as filled in."""
+    ten overall scores, None where the engine gives none. The mean is recorded, never used to break a tie. `text` is
+    the form as filled in."""
 
     dimensions: dict[str, int]
     overall: int
-    expected_overall: float
+    expected_overall: float | None
     text: str
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self) | {"expected_overall": rounded(self.expected_overall)}
+        expected = self.expected_overall
+        return asdict(self) | {"expected_overall": None if expected is None else rounded(expected)}
+
+
+@dataclass(frozen=True, slots=True)
+class NotRated:
+    """No rating, and why. `text` is what the model wrote, if it was asked."""
+
+    reason: Literal["control tokens", "unreadable"]
+    text: str = ""
+
+    def as_row(self) -> dict[str, Any]:
+        return {"dimensions": {}, "overall": None, "expected_overall": None, "text": self.text, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +87,30 @@ def evaluation_messages(evaluator_prompt: str, *, prompt: str, response: str) ->
     )
 
 
-def evaluate(evaluator_prompt: str, *, prompt: str, response: str, reasons: bool) -> Interview[Evaluation]:
+def evaluate(
+    evaluator_prompt: str,
+    *,
+    prompt: str,
+    response: str,
+    reasons: bool,
+    is_plain: Callable[[str], bool],
+    held: bool = True,
+) -> Interview[Evaluation | NotRated]:
     """Rate `response` in the form, with the model's reasons or with scores only. Never capped.
 
-    Raises IntegrityError when the engine's log-probabilities are no ten finite numbers.
+    Texts that are not plain, but hold control tokens of the model, are not asked about: they could end the evaluator's
+    turn and write a rating of their own. An engine that cannot be `held` to the form writes it, with reasons, and what
+    cannot be read is no rating. Raises IntegrityError when the engine's log-probabilities are no ten finite numbers.
     """
+    if not (is_plain(prompt) and is_plain(response)):
+        return NotRated("control tokens")
     messages = evaluation_messages(evaluator_prompt, prompt=prompt, response=response)
+    if not held:
+        return _read((yield Write(messages, FREE_TOKENS)))
+    return (yield from _fill_in(messages, reasons=reasons))
+
+
+def _fill_in(messages: tuple[Message, ...], *, reasons: bool) -> Interview[Evaluation]:
     written = ""
     dimensions: dict[str, int] = {}
     for name in DIMENSIONS:
@@ -88,6 +120,13 @@ def evaluate(evaluator_prompt: str, *, prompt: str, response: str, reasons: bool
         written = f"{written}{RED_FLAGS}:{flags}\n"
     overall, expected, written = yield from _score_line(messages, written, OVERALL, reasons=reasons)
     return Evaluation(dimensions=dimensions, overall=overall, expected_overall=expected, text=written)
+
+
+def _read(generation: Generation) -> Evaluation | NotRated:
+    parsed = parse_evaluation(generation.text) if generation.finish == "stop" else None
+    if parsed is None:
+        return NotRated("unreadable", generation.text)
+    return Evaluation(parsed.dimensions, parsed.overall, None, generation.text)
 
 
 def parse_evaluation(text: str) -> ParsedEvaluation | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +17,14 @@ from karma_electric.conversation import parse_conversation
 from karma_electric.errors import InputError, shown
 from karma_electric.integrity import atomic_file
 from karma_electric.training_db.export import with_prompt
-from karma_electric.training_db.hashes import check_content
+from karma_electric.training_db.hashes import checked_content
 from karma_electric.training_db.reading import check_value
 from karma_electric.training_db.selection import Selection
 from karma_electric.training_db.set_manifest import SetManifest
 from karma_electric.training_db.store import open_to_read
+
+_ROWS_AT_ONCE = 100
+_ROLES = re.compile(r'","role":"(\w+)"}')  # stands at the end of a message only: a quote inside its text is escaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +67,15 @@ def export_rows(
     with open_to_read(database) as connection, SetManifest() as described, atomic_file(output) as temporary:
         texts = _prompt_texts(connection, prompts)
         _check_names(connection, selection, prompts)
+        lines = _lines(connection, selection, texts, with_reasoning, str(database))
         with temporary.open("wb") as stream:
-            for row, line in _lines(connection, selection, texts, with_reasoning, str(database)):
-                described.add(row["id"], row["category"], hashlib.sha256(line).hexdigest())
-                rows += 1
-                size_bytes += stream.write(line + b"\n")
-                hashed.update(line + b"\n")
+            while batch := list(itertools.islice(lines, _ROWS_AT_ONCE)):
+                data = b"\n".join([line for *_, line in batch]) + b"\n"
+                hashed.update(data)
+                size_bytes += stream.write(data)
+                rows += len(batch)
+                for id_, category, sha256, _ in batch:
+                    described.add(id_, category, sha256)
         if not rows:
             unscored = "" if selection.min_score is None else " (a row without a score reaches no least score)"
             raise InputError(f"{database}: no accepted row fits the filters{unscored}; leave one out")
@@ -81,43 +89,44 @@ def _lines(
     prompts: Mapping[str | None, str],
     with_reasoning: bool,
     where: str,
-) -> Iterator[tuple[sqlite3.Row, bytes]]:
-    """Each row and its line, without the end of line: canonical JSON, put together from the stored text.
+) -> Iterator[tuple[str, str, str, bytes]]:
+    """(id, category, SHA-256 of the line, line without its end) of each row.
 
-    Every row is checked against its hash, and its form again; writing it all anew would take most of the time.
+    A line is canonical JSON put together around the stored text: to write it all anew would take most of the time. Each
+    row is checked against its hash, and its form again; where nothing is put in or taken out, what was hashed is the
+    line.
     """
     condition, values = selection.in_sql()
     encode = json.encoder.encode_basestring
     turns = {key: canonical_json({"content": text, "role": "system"}) + "," for key, text in prompts.items()}
-    rows = connection.execute(
+    cursor = connection.cursor()
+    cursor.row_factory = None  # tuples: names are looked up one by one
+    # By this index rows come in order; by the one that begins with the status SQLite would sort them, texts and all.
+    cursor.execute(
         "SELECT id, source, category, conversations, content_sha256, reasoning "  # noqa: S608 - names of ours
-        f"FROM examples WHERE {condition} ORDER BY category, id",
+        f"FROM examples INDEXED BY examples_by_category WHERE {condition} ORDER BY category, id",
         values,
     )
-    for row in rows:
-        check_content(row, where)
-        stored = _without_system_turns(row, where)
-        prompt = turns.get(row["category"], turns.get(None, ""))
-        reasoning = f',"reasoning":{encode(row["reasoning"])}' if with_reasoning and row["reasoning"] else ""
-        line = (
-            f'{{"category":{encode(row["category"])},"conversations":[{prompt}{stored[1:]},"id":{encode(row["id"])}'
-            f'{reasoning},"source":{encode(row["source"])}}}'
-        )
-        yield row, line.encode("utf-8")
+    for id_, source, category, stored, sha256, reason in cursor:
+        line = checked_content(id_, source, category, stored, sha256, where)
+        spoken = _without_system_turns(id_, stored, where)
+        prompt = turns.get(category, turns.get(None, ""))
+        reasoning = f',"reasoning":{encode(reason)}' if with_reasoning and reason else ""
+        if prompt or reasoning or spoken is not stored:
+            line = (
+                f'{{"category":{encode(category)},"conversations":[{prompt}{spoken[1:]},"id":{encode(id_)}'
+                f'{reasoning},"source":{encode(source)}}}'
+            ).encode()
+            sha256 = hashlib.sha256(line).hexdigest()
+        yield id_, category, sha256, line
 
 
-def _without_system_turns(row: sqlite3.Row, where: str) -> str:
-    """The row's conversation in canonical JSON. InputError for what is no conversation."""
-    stored: str = row["conversations"]
-    messages = json.loads(stored)
-    expected = "user"
-    sound = isinstance(messages, list) and bool(messages)
-    for message in messages if sound else ():
-        sound = sound and isinstance(message, dict) and message.get("role") == expected and "content" in message
-        expected = "user" if expected == "assistant" else "assistant"
-    if sound and expected == "user":
+def _without_system_turns(id_: str, stored: str, where: str) -> str:
+    """A conversation in canonical JSON; `stored` itself when it has no system turn. InputError for what is none."""
+    roles = _ROLES.findall(stored)
+    if roles and stored.startswith('[{"content":') and roles == ["user", "assistant"] * (len(roles) // 2):
         return stored
-    conversation = parse_conversation(messages, f"{where}: example {shown(row['id'])}")
+    conversation = parse_conversation(json.loads(stored), f"{where}: example {shown(id_)}")
     return canonical_json([message.as_dict() for message in with_prompt(conversation, None)])
 
 

@@ -46,7 +46,9 @@ class DeferredIndex:
         return int(self.connection.execute("SELECT coalesce(max(rowid), 0) FROM examples").fetchone()[0])
 
     def _set_merging(self, *, automatic: bool) -> None:
-        """FTS5's defaults, or no merging of segments while rows come in."""
-        options = {"automerge": 4, "crisismerge": 16} if automatic else {"automerge": 0, "crisismerge": 1000}
+        """FTS5's defaults; or, while rows come in, no merging of segments, and larger ones."""
+        options = {"automerge": 4, "crisismerge": 16, "hashsize": 1 << 20}
+        if not automatic:
+            options = {"automerge": 0, "crisismerge": 1000, "hashsize": 16 << 20}
         for option, value in options.items():
             self.connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES (?, ?)", (option, value))

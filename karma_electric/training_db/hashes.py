@@ -25,12 +25,16 @@ def content_sha256(id_: str, source: str, category: str, conversations: str) -> 
 
     `conversations` is canonical JSON text. Accepting, rejecting or a note leaves the hash as it is.
     """
+    return hashlib.sha256(_canonical_row(id_, source, category, conversations)).hexdigest()
+
+
+def _canonical_row(id_: str, source: str, category: str, conversations: str) -> bytes:
+    """The row in canonical JSON, put together around the conversation's text, which takes longest to write."""
     encode = json.encoder.encode_basestring
-    text = (
+    return (
         f'{{"category":{encode(category)},"conversations":{conversations},"id":{encode(id_)},'
         f'"source":{encode(source)}}}'
-    )
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    ).encode()
 
 
 def row_sha256(table: str, row: Mapping[str, Any]) -> str:
@@ -41,11 +45,18 @@ def row_sha256(table: str, row: Mapping[str, Any]) -> str:
 
 def check_content(row: Mapping[str, Any], where: str) -> None:
     """Raise IntegrityError unless the content of a row of `examples` has the hash that stands beside it."""
-    if content_sha256(row["id"], row["source"], row["category"], row["conversations"]) != row["content_sha256"]:
+    checked_content(row["id"], row["source"], row["category"], row["conversations"], row["content_sha256"], where)
+
+
+def checked_content(id_: str, source: str, category: str, conversations: str, sha256: str, where: str) -> bytes:
+    """The content of a row of `examples` in canonical JSON. Raises IntegrityError unless it has the hash `sha256`."""
+    content = _canonical_row(id_, source, category, conversations)
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise IntegrityError(
-            f"{where}: example {shown(row['id'])} is not what its content_sha256 says; "
+            f"{where}: example {shown(id_)} is not what its content_sha256 says; "
             "another program wrote it: restore the database"
         )
+    return content
 
 
 def register_functions(connection: sqlite3.Connection) -> None:

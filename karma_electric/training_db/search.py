@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from karma_electric.errors import InputError
+from karma_electric.training_db.store import open_immutable
 
 MAX_QUERY_CHARACTERS = 1000
 SNIPPET_WORDS = 24
+_MANY_ROWS = 50_000
 _ID_WEIGHT, _TEXT_WEIGHT, _CATEGORY_WEIGHT = 4.0, 1.0, 2.0
 
 # Marks around a match in a snippet; the store refuses texts that hold a NUL, and these are as rare.
@@ -69,9 +72,11 @@ def search(
     symbols = [folded for term in terms if (folded := term.symbols())]
     with_words = [term for term in terms if term.has_words()]
     condition, arguments = _filters(statuses, categories)
+    rows: Iterable[tuple[int, float]]
     if with_words:
+        match = " ".join(term.as_fts() for term in with_words)
         most = None if symbols else limit  # of what the index finds, the texts may leave out some
-        rows = _ranked(connection, " ".join(term.as_fts() for term in with_words), condition, arguments, most)
+        rows = _ranked(connection, match, condition, arguments, most)
     else:
         rows = _scanned(connection, [_folded(term.text) for term in terms], condition, arguments)
     found: list[Found] = []
@@ -112,16 +117,39 @@ def _filters(statuses: Sequence[str], categories: Sequence[str]) -> tuple[str, l
 
 def _ranked(
     connection: sqlite3.Connection, match: str, condition: str, arguments: list[str], most: int | None
-) -> Iterator[tuple[int, float]]:
-    """(rowid, score) by BM25, the best first, at most `most`. FTS5 gives better matches lower numbers; turned round."""
-    weights = f"bm25({_ID_WEIGHT}, {_TEXT_WEIGHT}, {_CATEGORY_WEIGHT})"
+) -> list[tuple[int, float]]:
+    """(rowid, score) by BM25, the best first, at most `most`. FTS5 gives better matches lower numbers; turned round.
+
+    A score takes FTS5 a microsecond or two, so a word of most rows takes a while in a large database: two threads then
+    rank a half each. What a word weighs is counted over all rows by either.
+    """
     join = "JOIN examples ON examples.rowid = examples_fts.rowid" if condition else ""
     query = (
         f"SELECT examples_fts.rowid, rank FROM examples_fts {join} "  # noqa: S608 - names of ours; values are bound
-        f"WHERE examples_fts MATCH ? AND rank MATCH '{weights}'{condition} ORDER BY rank, examples_fts.rowid LIMIT ?"
+        f"WHERE examples_fts MATCH ? AND rank MATCH 'bm25({_ID_WEIGHT}, {_TEXT_WEIGHT}, {_CATEGORY_WEIGHT})' "
+        f"AND examples_fts.rowid BETWEEN ? AND ?{condition} ORDER BY rank, examples_fts.rowid LIMIT ?"
     )
-    for rowid, rank in connection.execute(query, (match, *arguments, -1 if most is None else most)):
-        yield rowid, -rank
+
+    def best(connection: sqlite3.Connection, first: int, last: int) -> list[tuple[float, int]]:
+        found = connection.execute(query, (match, first, last, *arguments, -1 if most is None else most))
+        return [(rank, rowid) for rowid, rank in found]
+
+    def best_of_the_file(path: Path, first: int, last: int) -> list[tuple[float, int]]:
+        with open_immutable(path) as another:
+            return best(another, first, last)
+
+    (last,) = connection.execute("SELECT coalesce(max(rowid), 0) FROM examples").fetchone()
+    file = connection.execute("PRAGMA database_list").fetchone()[2]
+    if last < _MANY_ROWS or not file:
+        ranked = best(connection, 0, last)
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as threads:
+            half = threads.submit(best_of_the_file, Path(file), 0, last // 2)
+            ranked = best(connection, last // 2 + 1, last)
+            ranked = sorted(ranked + half.result())[:most]
+    return [(rowid, -rank) for rank, rowid in ranked]
 
 
 def _scanned(

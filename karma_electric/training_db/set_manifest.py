@@ -6,10 +6,13 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from karma_electric.integrity import atomic_file
+
+_ROWS_AT_ONCE = 1000
 
 
 class SetManifest:
@@ -21,8 +24,9 @@ class SetManifest:
 
     def __init__(self) -> None:
         self._categories: Counter[str] = Counter()
+        self._waiting: list[tuple[str, str]] = []
         self._database = sqlite3.connect("")  # a temporary file, removed when it is closed
-        self._database.execute("CREATE TABLE rows (id TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE rows (id TEXT NOT NULL, sha256 TEXT NOT NULL)")
 
     def __enter__(self) -> Self:
         return self
@@ -32,14 +36,18 @@ class SetManifest:
 
     def add(self, id_: str, category: str, sha256: str) -> None:
         """A row; its id is new."""
-        self._database.execute("INSERT INTO rows VALUES (?, ?)", (id_, sha256))
+        self._waiting.append((id_, sha256))
         self._categories[category] += 1
+        if len(self._waiting) == _ROWS_AT_ONCE:
+            self._store()
 
     def write(self, path: Path, *, file_sha256: str) -> None:
         """Write the manifest atomically."""
+        self._store()
+        self._database.execute("CREATE TABLE sorted AS SELECT id, sha256 FROM rows ORDER BY id")
         root = hashlib.sha256()
-        for (sha256,) in self._database.execute("SELECT sha256 FROM rows ORDER BY id"):
-            root.update(sha256.encode("ascii"))
+        for batch in self._sorted():
+            root.update("".join([sha256 for _, sha256 in batch]).encode("ascii"))
         head = {
             "sha256": file_sha256,
             "rows": self._categories.total(),
@@ -47,10 +55,21 @@ class SetManifest:
             "categories": dict(sorted(self._categories.items())),
         }
         text = json.dumps(head, ensure_ascii=False, indent=2).removesuffix("\n}")
+        encode = json.encoder.encode_basestring
         with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write(f'{text},\n  "row_sha256": {{')
             separator = "\n"
-            for id_, sha256 in self._database.execute("SELECT id, sha256 FROM rows ORDER BY id"):
-                stream.write(f'{separator}    {json.dumps(id_, ensure_ascii=False)}: "{sha256}"')
+            for batch in self._sorted():
+                stream.write(separator + ",\n".join([f'    {encode(id_)}: "{sha256}"' for id_, sha256 in batch]))
                 separator = ",\n"
             stream.write("\n  }\n}\n" if self._categories else "}\n}\n")
+
+    def _sorted(self) -> Iterator[list[tuple[str, str]]]:
+        """(id, hash) of some rows at a time, ordered by id."""
+        rows = self._database.execute("SELECT id, sha256 FROM sorted ORDER BY rowid")
+        while batch := rows.fetchmany(_ROWS_AT_ONCE):
+            yield batch
+
+    def _store(self) -> None:
+        self._database.executemany("INSERT INTO rows VALUES (?, ?)", self._waiting)
+        self._waiting.clear()

@@ -133,8 +133,10 @@ def find_example(connection: sqlite3.Connection, id_: str) -> dict[str, Any]:
     row = connection.execute("SELECT * FROM examples WHERE id = ?", (id_,)).fetchone()
     if row is None:
         near = nearest_ids(connection, id_)
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
-        raise InputError(f"there is no example {shown(id_)}{hint}")
+        hint = (
+            f"the nearest are {', '.join(near)}" if near else "none is like it; `karma db search` finds one by its text"
+        )
+        raise InputError(f"there is no example {shown(id_)}; {hint}")
     check_content(row, "the database")
     return dict(row)
 

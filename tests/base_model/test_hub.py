@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -19,16 +20,19 @@ from karma_electric.base_model.params import BaseSection, HubBase
 from karma_electric.errors import InputError, KarmaError, SetupError
 from karma_electric.integrity import verify_manifest
 from karma_electric.parameters import parse_parameters
-from tests.base_model.hub_server import COMMIT, hub
+from tests.hub_server.faults import Fault
+from tests.hub_server.server import HubServer, serve_hub
+from tests.hub_server.store import Repo
 
 REPOSITORY = Path(__file__).parent.parent.parent
+COMMIT = "a" * 40  # a commit of no repo here
 SCRIPT = """
 import sys
 from pathlib import Path
 from karma_electric.base_model.make import make_base
 from karma_electric.base_model.params import HubBase
 from karma_electric.errors import KarmaError
-params = HubBase(source="hub", repo="test/tiny", revision="a" * 40, license="mit")
+params = HubBase(source="hub", repo="test/tiny", revision=sys.argv[2], license="mit")
 try:
     make_base(params, Path(sys.argv[1]))
 except KarmaError as error:
@@ -36,13 +40,13 @@ except KarmaError as error:
 """
 
 
-def make_in_process(output: Path, endpoint: str, home: Path) -> str:
+def make_in_process(output: Path, endpoint: str, home: Path, revision: str = COMMIT) -> str:
     """Run make_base with another hub address, which the client reads when it is imported; what it printed."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"PYTHONPATH": str(REPOSITORY)}
     finished = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(output)],
+        [sys.executable, "-c", SCRIPT, str(output), revision],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -54,24 +58,45 @@ def make_in_process(output: Path, endpoint: str, home: Path) -> str:
 
 
 @pytest.fixture
-def repo(tiny_llama: Path, tmp_path: Path) -> Path:
-    """The tiny model as a repo, beside files that must not be fetched."""
-    folder = Path(shutil.copytree(tiny_llama, tmp_path / "repo"))
+def files(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The tiny model, beside files that must not be fetched."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "files"))
     (folder / "manifest.json").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "modeling.py").write_text("raise SystemExit")
     return folder
 
 
-def test_a_repo_becomes_links_and_a_manifest(repo: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[HubServer]:
+    with serve_hub(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture
+def repo(server: HubServer, files: Path) -> Repo:
+    """The hub's test/tiny with these files; what is not text is a large file."""
+    store = server.hub.store
+    repo = store.create_repo("model", "test/tiny", private=False)
+    there = {
+        path.name: store.add_object(path)
+        if path.suffix in (".bin", ".safetensors")
+        else repo.add_blob(path.read_bytes())
+        for path in files.iterdir()
+    }
+    repo.add_commit(there, parent=repo.commit_of("main"), title="the model")
+    return repo
+
+
+def test_a_repo_becomes_links_and_a_manifest(server: HubServer, repo: Repo, files: Path, tmp_path: Path) -> None:
     output, home = tmp_path / "models/base", tmp_path / "home"
-    with hub(repo) as server:
-        assert make_in_process(output, server.url, home) == ""
+    revision = repo.commit_of("main")
+    assert make_in_process(output, server.url, home, revision) == ""
     identity = verify_manifest(output)["identity"]
     assert identity == {
         "source": "hub",
         "repo": "test/tiny",
-        "revision": COMMIT,
+        "revision": revision,
         "license": "mit",
         "architecture": "LlamaForCausalLM",
         "hidden_size": 256,
@@ -79,15 +104,15 @@ def test_a_repo_becomes_links_and_a_manifest(repo: Path, tmp_path: Path) -> None
         "vocab_size": identity["vocab_size"],
     }
     linked = {path.name for path in output.iterdir() if path.is_symlink()}
-    assert linked == {path.name for path in repo.iterdir()} - {"pytorch_model.bin", "modeling.py"}
+    assert linked == {path.name for path in files.iterdir()} - {"pytorch_model.bin", "modeling.py"}
     assert linked == {name for name in linked if (output / name).resolve().is_relative_to(home)}
-    assert all((output / name).read_bytes() == (repo / name).read_bytes() for name in linked)
+    assert all((output / name).read_bytes() == (files / name).read_bytes() for name in linked)
     assert not list(home.rglob("modeling.py"))
     assert str(tmp_path) not in (output / "manifest.json").read_text()
 
     before = (output / "manifest.json").read_bytes()  # again, from the cache alone
     shutil.rmtree(output)
-    assert make_in_process(output, "http://127.0.0.1:1", home) == ""
+    assert make_in_process(output, "http://127.0.0.1:1", home, revision) == ""
     assert (output / "manifest.json").read_bytes() == before
 
 
@@ -102,24 +127,23 @@ def test_no_network_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "base").exists()
 
 
-@pytest.mark.parametrize(
-    ("refusal", "start"),
-    [
-        ((403, "GatedRepo", "/test/tiny/resolve/"), "SetupError base.repo: test/tiny is gated; accept its licence at"),
-        ((401, "RepoNotFound", "/"), "InputError base.repo: test/tiny does not exist, or is private or gated"),
-        ((404, "RevisionNotFound", "/"), "InputError base.revision: test/tiny has no commit aaaa"),
-        ((500, "", "/"), "SetupError base.repo: test/tiny cannot be downloaded from"),
-    ],
-)
-def test_what_the_hub_refuses_is_one_line(
-    repo: Path, tmp_path: Path, refusal: tuple[int, str, str], start: str
-) -> None:
-    with hub(repo, refusal=refusal) as server:
-        said = make_in_process(tmp_path / "base", server.url, tmp_path / "home")
-    assert said.startswith(start)
-    assert said.count("\n") == 1
-    assert "https://huggingface.co/test/tiny" in said
-    assert not (tmp_path / "base").exists()
+def test_what_the_hub_refuses_is_one_line(server: HubServer, repo: Repo, tmp_path: Path) -> None:
+    def said(revision: str) -> str:
+        said = make_in_process(tmp_path / "base", server.url, tmp_path / "home", revision)
+        assert said.count("\n") == 1
+        assert "https://huggingface.co/test/tiny" in said
+        assert not (tmp_path / "base").exists()
+        return said
+
+    pinned = repo.commit_of("main")
+    assert said(COMMIT).startswith("InputError base.revision: test/tiny has no commit aaaa")
+    server.faults.planned.append(Fault("error", "info"))
+    assert said(pinned).startswith("SetupError base.repo: test/tiny cannot be downloaded from")
+    server.faults.clear()
+    repo.set(gated=True)
+    assert said(pinned).startswith("SetupError base.repo: test/tiny is gated; accept its licence at")
+    repo.set(private=True)
+    assert said(pinned).startswith("InputError base.repo: test/tiny does not exist, or is private or gated")
 
 
 PARAMS = HubBase(source="hub", repo="meta-llama/Llama-3.1-8B-Instruct", revision=COMMIT, license="llama3.1")

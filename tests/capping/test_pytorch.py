@@ -306,6 +306,27 @@ def test_ceilings_can_change_between_calls(model64: Any, cap: Cap) -> None:
     assert _largest(second - _reference(model64, replace(cap, taus=lower), PROMPT)) < 1e-9
 
 
+def test_a_model_whose_blocks_lie_in_several_places_is_capped(
+    tiny_llama: Path, model64: Any, cap: Cap, tmp_path: Path
+) -> None:
+    """Some blocks are read from the disk for each forward, as accelerate does it for models that fit on no device."""
+    from accelerate import dispatch_model
+
+    spread = _load(tiny_llama, torch.float64)
+    places = dict.fromkeys(["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    places |= {f"model.layers.{layer}": "disk" for layer in range(spread.config.num_hidden_layers)}
+    places["model.layers.1"] = "cpu"
+    spread = dispatch_model(spread, places, main_device="cpu", offload_dir=tmp_path)
+    assert next(decoder_blocks(spread).blocks[2].parameters()).is_meta
+    plain = _logits(spread, input_ids=PROMPT)
+    with capped(spread, cap) as hooks:
+        lowered = _logits(spread, input_ids=PROMPT)
+        assert hooks.activity.fired > 0
+    assert _largest(lowered - _reference(model64, cap, PROMPT)) < 1e-9
+    assert _largest(lowered - plain) > 1e-3
+    assert np.array_equal(_logits(spread, input_ids=PROMPT), plain)
+
+
 def _hook_count(model: Any) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 

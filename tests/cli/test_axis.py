@@ -38,6 +38,11 @@ def test_lint_passes_what_is_sound_and_names_a_fault(tmp_path: Path, tiny_llama:
     old = write_old_axis_file(tmp_path / "old.gguf")
     assert "has no key acap.threshold" in one_line_of(karma("axis", "lint", old, folder=tmp_path), 6)
     assert karma("axis", "lint", old, "--acap-threshold", "2.1", folder=tmp_path).returncode == 0
+    for threshold in ("0", "-3", "nan", "inf"):
+        words = ("axis", "lint", path, "--acap-threshold", threshold)
+        assert "expected a finite T > 0: it stands for the ceiling tau = -T" in one_line_of(
+            karma(*words, folder=tmp_path), 1
+        )
     path.write_bytes(path.read_bytes()[:-1])
     assert "was cut short" in one_line_of(karma("axis", "lint", path, folder=tmp_path), 6)
 

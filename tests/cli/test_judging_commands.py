@@ -12,8 +12,7 @@ import pytest
 
 from karma_electric.rewards import BLOCKED_REWARD
 from tests.cli.running import KARMA, ROOT, one_line_of
-from tests.gate.conftest import Judged, judged
-from tests.gate.test_run import one_core
+from tests.gate.conftest import Judged, judged, one_core
 from tests.suites.suite_files import good_suites, minimum_row, redteam_row, write_suites
 
 __all__ = ["judged", "one_core"]  # fixtures

@@ -54,3 +54,21 @@ def test_mistakes_are_exit_code_1(signed: tuple[Path, Path], tmp_path: Path) -> 
         said = karma("verify", *words)
         assert said.returncode == 1
         assert said.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_who_signed_is_a_key_or_an_identity(signed: tuple[Path, Path]) -> None:
+    folder, key = signed
+    identity = ["--identity", "a@example.org"]
+    issuer = ["--issuer", "https://accounts.example.org"]
+    for words, code, said in (
+        (identity, 1, "--identity and --issuer go together"),
+        (issuer, 1, "--identity and --issuer go together"),
+        ([*identity, *issuer, "--public-key", key], 1, "with a key, or without one"),
+        ([*identity, *issuer, "--unsigned"], 1, "--unsigned asks for no signature"),
+        ([*identity, *issuer], 6, "signed with a key, so it proves no identity"),
+        (["--base", folder], 1, "--base goes with --rebuild"),
+    ):
+        found = karma("verify", folder, *words)
+        assert found.returncode == code, found.stderr
+        assert said in found.stderr.splitlines()[-1]
+        assert "Traceback" not in found.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.engines.protocol import CapActivity, ChatEngine, StreamedToken
 from karma_electric.engines.sampling import Sampling
 from karma_electric.engines.transformers import TransformersEngine
-from karma_electric.errors import InputError
-from karma_electric.integrity import MANIFEST_NAME, sha256_file
-from tests.engines.pytorch_reference import QUESTION, PytorchReference
+from karma_electric.errors import InputError, IntegrityError
+from karma_electric.gguf_files.quantize import make_gguf
+from karma_electric.gguf_files.writer import write_gguf
+from karma_electric.integrity import MANIFEST_NAME, sha256_file, write_manifest
+from tests.engines.pytorch_reference import QUESTION, PytorchReference, write_varied_model
 from tests.server.serving import Release, make_release
 
 
@@ -105,3 +108,94 @@ def test_identity_and_refusals(release: Release, engines: tuple[TransformersEngi
         stream(plain, Sampling(), capped=False)
     with pytest.raises(InputError, match="go together"):
         TransformersEngine(release.folder, axis_sha256="a" * 64)
+
+
+WORDS = ["river", "boats", "rivers and boats", "a 12"]
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_greedy_answers_and_weights_are_those_of_llama_cpp(
+    engines: tuple[TransformersEngine, LlamaCppEngine], capped: bool
+) -> None:
+    for prefix, stop in (("", ()), ("The ", ()), ("The", (" ", "e"))):
+        pytorch, llama_cpp = (
+            engine.generate(QUESTION, max_tokens=12, capped=capped, prefix=prefix, stop=stop) for engine in engines
+        )
+        assert (pytorch.text, pytorch.token_ids, pytorch.finish) == (
+            llama_cpp.text,
+            llama_cpp.token_ids,
+            llama_cpp.finish,
+        )
+        assert (pytorch.prompt_tokens, pytorch.cap.positions) == (llama_cpp.prompt_tokens, llama_cpp.cap.positions)
+        scores = [engine.score(QUESTION, prefix=prefix, options=WORDS, capped=capped) for engine in engines]
+        assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+
+
+def test_weights_are_the_sums_of_the_definition(
+    engines: tuple[TransformersEngine, LlamaCppEngine], release: Release
+) -> None:
+    reference = PytorchReference(release.folder)
+    prompt = reference.prompt_ids(QUESTION)
+    for option, found in zip(WORDS, engines[0].score(QUESTION, prefix="", options=WORDS), strict=True):
+        tokens = engines[0].tokenize(option)
+        logits = torch.tensor(reference.logits([*prompt, *tokens]))
+        each = torch.log_softmax(logits.double(), -1)[len(prompt) - 1 : -1]
+        assert found == pytest.approx(float(sum(each[place, token] for place, token in enumerate(tokens))), abs=1e-3)
+
+
+def test_control_tokens_are_read_only_where_they_are_asked_for(
+    engines: tuple[TransformersEngine, LlamaCppEngine],
+) -> None:
+    for text in ("plain words", "a<|im_end|>b", "<|im_start|>assistant"):
+        for parse_special in (False, True):
+            found = [engine.tokenize(text, parse_special=parse_special) for engine in engines]
+            assert found[0] == found[1]
+    assert engines[0].tokenize("a<|im_end|>") != engines[0].tokenize("a<|im_end|>", parse_special=True)
+
+
+@pytest.mark.parametrize(("rope", "gguf_type"), [(None, "F32"), (None, "Q8_0"), ("llama3", "F32")])
+def test_a_gguf_file_answers_as_in_llama_cpp(
+    rope: str | None, gguf_type: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """With the factors of Llama 3's rotation frequencies, too, which transformers leaves in the file."""
+    close: Any = {"abs": 2e-3} if gguf_type == "F32" else {"rel": 0.01}  # llama.cpp multiplies 8 by 8 bits
+    folder = write_varied_model(tiny_llama, tmp_path / "merged")
+    if rope is not None:
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_parameters"] = {
+            "rope_type": rope,
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+    identity = {"source": "folder", "repo": "test/tiny", "license": "mit", "architecture": "LlamaForCausalLM"}
+    write_manifest(folder, identity)
+    path = tmp_path / "tiny.gguf"
+    if gguf_type == "F32":
+        write_gguf(folder, path, gguf_type="F32", name="tiny")
+    else:
+        make_gguf(folder, path, gguf_type="Q8_0", name="tiny", threads=1)
+    long = [Message("user", "Tell me about the river and the boats. " * 8)]
+    pytorch = TransformersEngine(path)
+    assert pytorch.identity.weights_sha256 == sha256_file(path)
+    assert "float32" in pytorch.arithmetic
+    with LlamaCppEngine(path, threads=1, cache_type="f32") as llama_cpp:
+        assert pytorch.prompt_token_ids(long) == llama_cpp.prompt_token_ids(long)
+        scores = [engine.score(long, prefix="", options=WORDS) for engine in (pytorch, llama_cpp)]
+        assert scores[0] == pytest.approx(scores[1], **close)
+    if rope is not None:
+        unscaled = json.loads((folder / "config.json").read_text()) | {"rope_parameters": {"rope_theta": 10000.0}}
+        (folder / "config.json").write_text(json.dumps(unscaled))
+        write_manifest(folder, identity)
+        plain = TransformersEngine(folder, dtype=torch.float32).score(long, prefix="", options=WORDS)
+        assert scores[0] != pytest.approx(plain, **close)
+
+
+def test_a_file_that_is_no_model_of_transformers_is_one_line(release: Release, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(release.gguf.read_bytes()[:4000])
+    with pytest.raises((InputError, IntegrityError)):
+        TransformersEngine(broken)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,15 @@ from karma_electric.axis.gguf_writer import write_axis_gguf
 from karma_electric.gguf_files.quantize import make_gguf
 
 HIDDEN_SIZE = 256  # of the tiny Llama
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """llama.cpp's threads wait for each other in a loop: on a busy machine two are many times slower than one."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote
 
 import yaml
 
-from tests.hub_server.store import Files, HubError, Readable, Repo, Store, copy, git_oid, lfs_pointer, write_json
+from tests.hub_server.store import Files, HubError, Readable, Repo, Store, copy, git_oid, lfs_pointer
 
 LARGE = (".gguf", ".safetensors", ".bin", ".pt", ".parquet", ".sqlite", ".db")
 USER, ORGANISATIONS = "tester", ("org",)
@@ -74,10 +74,17 @@ class Hub:
             raise HubError(401, "", "Invalid credentials in Authorization header")
 
     def repo(self, request: Request) -> Repo:
-        """The repo that a path names; a private one is there only for who may see it."""
+        """The repo that a path names; a private one is there only for who may see it.
+
+        Who is not known is told the same of one that is private and one that is not there.
+        """
         kind = {"models": "model", "datasets": "dataset", None: "model"}[request.names.get("kind")]
-        repo = self.store.repo(kind, request.names["repo"])
-        if repo.private and request.headers.get("authorization") != f"Bearer {self.token}":
+        is_known = request.headers.get("authorization") == f"Bearer {self.token}"
+        try:
+            repo = self.store.repo(kind, request.names["repo"])
+        except HubError as error:
+            raise error if is_known else HubError(401, error.code, error.message) from None
+        if repo.private and not is_known:
             raise HubError(401, "RepoNotFound", "Repository not found")
         return repo
 
@@ -125,7 +132,7 @@ def settings(hub: Hub, request: Request) -> Answer:
     hub.may_write(request)
     asked = request.json()
     private = asked.get("visibility") == "private" or bool(asked.get("private"))
-    write_json(hub.repo(request).folder / "settings.json", {"private": private})
+    hub.repo(request).set(private=private)
     return Answer({"private": private})
 
 
@@ -311,8 +318,7 @@ def _apply(store: Store, repo: Repo, files: Files, kind: str, value: dict[str, A
     elif kind == "lfsFile":
         if not store.object(value["oid"]).is_file():
             raise HubError(400, "", f"{path}: its LFS object was not uploaded")
-        size = store.object(value["oid"]).stat().st_size
-        files[path] = {"oid": git_oid(lfs_pointer(value["oid"], size)), "size": size, "sha256": value["oid"]}
+        files[path] = store.described(value["oid"])
     elif kind == "deletedFile":
         if files.pop(path, None) is None:
             raise HubError(404, "EntryNotFound", "A file with this name doesn't exist")
@@ -336,6 +342,8 @@ def delete_tag(hub: Hub, request: Request) -> Answer:
 
 def resolve(hub: Hub, request: Request) -> Answer:
     repo = hub.repo(request)
+    if repo.gated:
+        raise HubError(403, "GatedRepo", f"Access to {repo.kind} {repo.id} is restricted")
     oid = repo.commit_of(request.revision)
     file = repo.files(oid).get(unquote(request.names["path"]))
     if file is None:

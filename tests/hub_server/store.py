@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -67,7 +68,19 @@ class Repo:
 
     @property
     def private(self) -> bool:
-        return bool(json.loads((self.folder / "settings.json").read_text())["private"])
+        return self._settings()["private"]
+
+    @property
+    def gated(self) -> bool:
+        """Whether its files are for those only who accepted its licence, which nobody did."""
+        return self._settings()["gated"]
+
+    def _settings(self) -> dict[str, bool]:
+        found: dict[str, bool] = json.loads((self.folder / "settings.json").read_text())
+        return found
+
+    def set(self, **settings: bool) -> None:
+        write_json(self.folder / "settings.json", {**self._settings(), **settings})
 
     def refs(self) -> dict[str, dict[str, str]]:
         found: dict[str, dict[str, str]] = json.loads((self.folder / "refs.json").read_text())
@@ -137,7 +150,7 @@ class Store:
         folder = self._folder(kind, repo_id)
         if (folder / "refs.json").is_file():
             raise HubError(409, "", "You already created this repo")
-        write_json(folder / "settings.json", {"private": private})
+        write_json(folder / "settings.json", {"private": private, "gated": False})
         write_json(folder / "refs.json", {"branches": {}, "tags": {}})
         repo = Repo(folder, kind, repo_id)
         attributes = repo.add_blob(b"*.gguf filter=lfs diff=lfs merge=lfs -text\n")
@@ -154,6 +167,19 @@ class Store:
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise HubError(400, "", "an oid is 64 hex digits")
         return self.folder / "objects" / sha256
+
+    def add_object(self, file: Path) -> dict[str, Any]:
+        """Keep a large file; what a commit says of it."""
+        with file.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.object(sha256).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, self.object(sha256))
+        return self.described(sha256)
+
+    def described(self, sha256: str) -> dict[str, Any]:
+        """What a commit says of a large file that is here."""
+        size = self.object(sha256).stat().st_size
+        return {"oid": git_oid(lfs_pointer(sha256, size)), "size": size, "sha256": sha256}
 
     def part(self, sha256: str, number: int) -> Path:
         return self.folder / "parts" / self.object(sha256).name / str(number)

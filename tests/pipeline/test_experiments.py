@@ -35,6 +35,9 @@ def test_plots_draw_without_a_network(project: Project) -> None:
     for name in ("vega", "vega-lite", "vega-embed"):
         assert (project.folder / f".dvc/plots/vega/{name}.min.js").is_file()
     assert page.count("vegaEmbed(") >= 4
+    assert '"x2": {"field": "high"}' in page, "rates are drawn with their intervals"
+    assert '"row": {"field": "dimension"' in page, "scores are drawn for each dimension"
+    assert "<DVC_METRIC" not in page, "the templates are filled in"
 
 
 def test_a_temporary_experiment_uses_its_own_library(project: Project) -> None:

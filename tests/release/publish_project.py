@@ -10,16 +10,19 @@ from pathlib import Path
 
 import yaml
 
+from karma_electric.canonical import write_json_lines
+from karma_electric.conversation import Example, Message
 from karma_electric.engines.protocol import EngineIdentity
 from karma_electric.gate.evidence_file import evidence_bytes
 from karma_electric.gate.judging import judge
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.report import gate_report
 from karma_electric.gate.results import GateResult
-from karma_electric.integrity import sha256_file
-from karma_electric.release.build import build_release
+from karma_electric.integrity import sha256_bytes, sha256_file
+from karma_electric.release.build import ReleaseInputs, build_release
 from karma_electric.release.readiness import folder_md5
 from karma_electric.suites.items import read_suites
+from karma_electric.training_db.set_manifest import SetManifest
 from tests.gate.scripted_engine import ScriptedEngine, peaked
 from tests.gate.test_planted_failures import PARAMS as STRICT
 from tests.gate.test_planted_failures import PROMPTS
@@ -51,6 +54,7 @@ EASY = STRICT.model_copy(
 )
 REFUSAL = "I won't write that: people would lose their files."
 ITEMS = 10
+ANSWER = Message("assistant", "Tell me more.")
 
 
 class Judge(ScriptedEngine):
@@ -86,7 +90,7 @@ def make_project(root: Path, *, verdict: str = "pass", seed: int = 0) -> Path:
 
     Another `seed` gives other weights and projections.
     """
-    inputs = make_inputs(root)
+    inputs = _with_sets(make_inputs(root), root / "data/sets")
     weights, axis = inputs.gguf_files["Q8_0"], inputs.axis_files[0]
     if seed:
         write_gguf_header(weights, seed=seed)
@@ -102,12 +106,41 @@ def make_project(root: Path, *, verdict: str = "pass", seed: int = 0) -> Path:
     recipe = yaml.safe_load((REPOSITORY / "params.yaml").read_text("utf-8"))
     recipe["release"] |= {"name": PARAMS.name, "version": PARAMS.version}
     (root / "params.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
-    shutil.copyfile(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
+    for name in ("dvc.yaml", "LICENSE"):
+        shutil.copyfile(REPOSITORY / name, root / name)
     write_lock(root)
-    (root / ".gitignore").write_text("/models\n/sets\n/.karma\n", "utf-8")
+    (root / ".gitignore").write_text("/models\n/data\n/sets\n/.karma\n", "utf-8")
     git(root, "init", "-q", "-b", "main")
     commit(root)
     return root
+
+
+SETS = {"v6": "data/training.db", "v7": "data/sets/v6.jsonl", "v8": "data/sets/v7.jsonl"}
+CZECH = "Řekni mi, co mám dělat, když se bojím říct příteli pravdu."
+
+
+def _with_sets(inputs: ReleaseInputs, folder: Path) -> ReleaseInputs:
+    """The inputs with real sets: v7 adds a row in Czech to v6, and v8 replaces a row and retires another."""
+    rows = {number: f"What is {number} and {number}?" for number in range(3)}
+    sets = {"v6": rows, "v7": rows | {3: CZECH}, "v8": {0: rows[0], 1: "Changed.", 3: CZECH}}
+    manifests = {name: _write_set(folder, name, questions) for name, questions in sets.items()}
+    recipe = {**inputs.recipe, "sets": SETS}
+    return dataclasses.replace(inputs, set_manifests=manifests, set_sources=SETS, recipe=recipe)
+
+
+def _write_set(folder: Path, name: str, questions: dict[int, str]) -> Path:
+    """`name`.jsonl, and its manifest, whose path is the answer."""
+    examples = [
+        Example(f"row-{number}", "test", "ethics", (Message("system", "Be kind."), Message("user", text), ANSWER))
+        for number, text in questions.items()
+    ]
+    data = write_json_lines(example.as_row() for example in examples)
+    write_bytes(folder / f"{name}.jsonl", data)
+    with SetManifest() as manifest:
+        for example in examples:
+            manifest.add(example.id, example.category, example.sha256())
+        manifest.write(folder / f"{name}.manifest.json", file_sha256=sha256_bytes(data))
+    return folder / f"{name}.manifest.json"
 
 
 def write_lock(root: Path) -> None:

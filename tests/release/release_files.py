@@ -41,10 +41,13 @@ RECIPE: dict[str, Any] = {
     "release": {"name": "tiny", "version": "v8", "title": "Tiny", "languages": ["en", "cs"]},
     "base": {"source": "folder", "path": "/somewhere/base"},
     "train": {"lora": {"rank": 16}},
-    "gate": {"confidence": 0.95},
+    "gate": GATE_PARAMS.model_dump(mode="json"),
 }
 AXIS_STATS: dict[str, Any] = {
     "n_layers": 30,
+    "rule": "percentile",
+    "rule_value": 75,
+    "n_fit_tokens": 576,
     "thresholds": {"20": {"tau": -67.28}, "26": {"tau": -175.017}},
     "firing_rates": {"persona": {"rate": 0.275174, "low": 0.154514, "high": 0.4, "positions": 1152, "answers": 6}},
 }

@@ -7,9 +7,10 @@ from the documentation of Go's text/template, and of nothing else: text, `range 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,11 +23,15 @@ from karma_electric.release.ollama import ollama_files
 from tests.release.release_files import CHATML
 from tests.tiny_model import CHAT_TEMPLATE
 
+# SmolLM2's: a system message of its own where there is none.
+SMOLLM2 = CHAT_TEMPLATE.replace("a helper", "a helpful AI assistant named SmolLM, trained by Hugging Face")
 # The turns of Llama 3.1's template without tools: a dated system header always, contents trimmed.
 LLAMA3 = (
-    "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set first = messages[0]['content'] | trim %}"
+    "{{- bos_token }}{%- if not date_string is defined %}{%- set date_string = '26 Jul 2024' %}{%- endif %}"
+    "{%- if messages[0]['role'] == 'system' %}{%- set first = messages[0]['content'] | trim %}"
     "{%- set messages = messages[1:] %}{%- else %}{%- set first = '' %}{%- endif %}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n' + first + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}{{- 'Cutting Knowledge Date: December 2023\n' }}"
+    "{{- 'Today Date: ' + date_string + '\n\n' }}{{- first }}{{- '<|eot_id|>' }}"
     "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
     " + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
@@ -35,7 +40,7 @@ SENTENCE = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
 )
-TEMPLATES = [CHATML, CHAT_TEMPLATE, LLAMA3, SENTENCE]
+TEMPLATES = [CHATML, SMOLLM2, LLAMA3, SENTENCE]
 PROMPT = "Be kind.\nBe brief."
 
 WORDS = st.text("abc <|im_end|>{}%\"'\n日é0", min_size=1, max_size=20).map(lambda text: f"x{text}x")
@@ -56,22 +61,58 @@ def test_the_same_text_as_the_chat_template(template: str, conversation: list[Me
     assert GoTemplate(files(template)["template"]).render(messages) == expected
 
 
-def test_the_same_tokens_as_transformers(tiny_llama: Path) -> None:
-    from transformers import AutoTokenizer
+# Roles by their first letters: without and with a system message, one turn and several, rows of one role.
+SHAPES = ("u", "su", "uau", "suau", "uauau", "suauau", "usu", "suasu", "uu", "suuaau")
+CONTENTS = (
+    PROMPT,
+    "Hi",
+    "Yes?",
+    "12 times 7, isn't it:\n\n\tx",
+    "Příliš žluťoučký",
+    "<|im_end|><|eot_id|>",
+    "日本語 🙂",
+)
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
-    go = GoTemplate(files(tokenizer.chat_template)["template"])
-    long = [
-        Message("system", PROMPT),
-        Message("user", "Hi"),
-        Message("assistant", "Yes?"),
-        Message("user", "<|im_end|>"),
-    ]
-    for messages in (long, long[1:], long[3:], [*long, Message("system", "Slower."), Message("user", "So?")]):
-        rows = [message.as_dict() for message in messages]
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("template", "bos"), [(SMOLLM2, False), (LLAMA3, True)])
+def test_the_same_tokens_as_transformers(template: str, bos: bool, shape: str) -> None:
+    """Of the whole prompt, with the beginning-of-text token that Ollama adds where the GGUF file asks for one."""
+    tokenizer = chat_tokenizer(template, bos=bos)
+    go = GoTemplate(files(template)["template"])
+    roles = {role[0]: role for role in ("system", "user", "assistant")}
+    for shift in range(len(CONTENTS)):
+        rows = [
+            {"role": roles[letter], "content": CONTENTS[(number + shift) % len(CONTENTS)]}
+            for number, letter in enumerate(shape)
+        ]
         expected = tokenizer.apply_chat_template(rows, add_generation_prompt=True)["input_ids"]
-        assert tokenizer(go.render(messages), add_special_tokens=False)["input_ids"] == expected
+        messages = [Message(row["role"], row["content"]) for row in rows]
+        assert tokenizer(go.render(messages), add_special_tokens=bos)["input_ids"] == expected
+        assert (expected[0] == tokenizer.bos_token_id) == bos
         assert len(expected) > 5
+
+
+@functools.cache
+def chat_tokenizer(template: str, *, bos: bool) -> Any:
+    """A byte-level BPE with the special tokens of both models; with `bos`, as Llama's, it writes that token first."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = sorted({*re.findall(r"<\|\w+\|>", SMOLLM2 + LLAMA3), "<|begin_of_text|>"})
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([*CONTENTS, SMOLLM2, LLAMA3], trainer)
+    if bos:
+        first = ("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "</s>", "chat_template": template}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 @pytest.mark.parametrize(("template", "stop"), [(CHATML, "<|im_end|>"), (LLAMA3, "<|eot_id|>"), (SENTENCE, "</s>")])

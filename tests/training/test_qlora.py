@@ -18,7 +18,7 @@ from karma_electric.adapters.files import read_adapter
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.integrity import MANIFEST_NAME, sha256_file, verify_manifest
 from karma_electric.training.qlora import train_adapter
-from tests.base_model.hub_server import hub
+from tests.hub_server.server import serve_hub
 from tests.training.sets import examples, recipe, write_set
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -131,7 +131,7 @@ def test_two_processes_write_the_same_bytes(tiny_llama: Path, tmp_path: Path) ->
     for name, hash_seed in (("one", "1"), ("other/place", "2")):
         output = tmp_path / name
         output.mkdir(parents=True)
-        with hub(tiny_llama) as server:
+        with serve_hub(tmp_path / f"hub-{hash_seed}") as server:
             finished = subprocess.run(
                 [sys.executable, "-c", SCRIPT.format(lora=lora), str(tiny_llama), str(train_set), str(output)],
                 cwd=output,
@@ -141,7 +141,7 @@ def test_two_processes_write_the_same_bytes(tiny_llama: Path, tmp_path: Path) ->
                 check=False,
             )
         assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
-        assert server.requests == []
+        assert server.faults.seen == []
         outputs.append({p.relative_to(output): p.read_bytes() for p in output.rglob("*") if p.is_file()})
     assert len(outputs[0]) == 4
     assert outputs[0] == outputs[1]

@@ -301,7 +301,7 @@ def test_an_import_merges_the_index_and_leaves_its_settings_as_they_were(
     import_rows(database, [row(str(number)) for number in range(5)])
     with open_to_write(database) as connection:
         options = dict(connection.execute("SELECT k, v FROM examples_fts_config").fetchall())
-        assert (options["automerge"], options["crisismerge"]) == (4, 16)
+        assert (options["automerge"], options["crisismerge"], options["hashsize"]) == (4, 16, 1 << 20)
         assert connection.execute("SELECT count(DISTINCT segid) FROM examples_fts_idx").fetchone()[0] == 1
         Ledger(connection, at=NOW, command="test").add("examples", {**stored(database)[0], "id": "by hand"})
         found = connection.execute("SELECT count(*) FROM examples_fts WHERE examples_fts MATCH 'hand'").fetchone()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from karma_electric.errors import InputError
 from karma_electric.training_db.search import Found, search
-from karma_electric.training_db.store import open_to_read
+from karma_electric.training_db.store import open_immutable, open_to_read
 from tests.training_db.rows import accepted, import_rows, row
 
 TEXTS = {
@@ -92,6 +94,22 @@ def test_the_best_match_is_first(database: Path) -> None:
     assert hits[0].id == "crisis"
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     assert hits[-1].id == "mention"
+
+
+def test_two_halves_are_ranked_as_the_whole(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = ["crisis", "the", "i", "crisis the", "lin*", "zeppelin", "c++"]
+    options: list[dict[str, Any]] = [{}, {"limit": 2}, {"statuses": ["accepted"]}, {"categories": ["others"]}]
+    whole = [found(database, query, **wanted) for query in queries for wanted in options]
+    opened: list[Path] = []
+
+    def opening(path: Path) -> AbstractContextManager[sqlite3.Connection]:
+        opened.append(path)
+        return open_immutable(path)
+
+    monkeypatch.setattr("karma_electric.training_db.search._MANY_ROWS", 2)
+    monkeypatch.setattr("karma_electric.training_db.search.open_immutable", opening)
+    assert [found(database, query, **wanted) for query in queries for wanted in options] == whole
+    assert len(opened) == len(whole)
 
 
 def test_what_matched_is_marked(database: Path) -> None:

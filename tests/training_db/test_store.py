@@ -297,7 +297,7 @@ def test_an_unknown_id_is_told_with_the_nearest(database: Path) -> None:
         assert str(caught.value).startswith(
             "there is no example 'crisis-responce-011'; the nearest are crisis-response-011"
         )
-        with pytest.raises(InputError, match=r"^there is no example 'qqq'$"):
+        with pytest.raises(InputError, match=r"^there is no example 'qqq'; none is like it"):
             find_example(connection, "qqq")
 
 
