@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -90,7 +89,7 @@ def run(step: Sequence[str], folder: Path, threads: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--step", *step]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     row: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    print(f"{row['step']}: {row['seconds']:.1f} s", file=sys.stderr, flush=True)
+    print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
 
@@ -107,7 +106,7 @@ def run_step(step: Sequence[str], folder: Path, threads: int) -> None:
         "sha256": sha256_file(output) if step[-1] in TYPES else None,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": peak_memory(),
         "read_bytes": after["rchar"] - before["rchar"],
         "written_bytes": after["wchar"] - before["wchar"],
     }
@@ -170,7 +169,7 @@ def make_base(shape: str, blocks: int | None, tokenizer: Path, folder: Path) -> 
         rope_theta=500000.0, dtype="bfloat16", rms_norm_eps=1e-5,
     ).save_pretrained(folder)  # fmt: skip
     plan = list(plan_tensors(read_llama_config(folder)))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(SHARDS):
         part = plan[number * len(plan) // SHARDS : (number + 1) * len(plan) // SHARDS]
         name = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
@@ -245,6 +244,12 @@ def copy_to_disk(source: Path, target: Path) -> None:
                     out.write(piece)
         os.fsync(out.fileno())
     target.unlink()
+
+
+def peak_memory() -> int:
+    """Of this process since it began; ru_maxrss would begin with its parent's."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
 
 
 def _io() -> dict[str, int]:

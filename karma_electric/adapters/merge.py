@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from karma_electric.adapters.algebra import single_thread
 from karma_electric.adapters.files import Factors, LoraAdapter, LoraModule, read_adapter, refuse_overlap
 from karma_electric.canonical import read_json_object, readable_json, rounded
 from karma_electric.errors import InputError, IntegrityError
@@ -24,7 +29,8 @@ from karma_electric.safetensors_files import (
     torch_dtype,
 )
 
-BLOCK_BYTES = 32 * 1024 * 1024  # of float32 rows that are in memory at once
+BLOCK_BYTES = 32 * 1024 * 1024  # of float32 rows that a thread has in memory at once
+MOST_WORKERS = 12
 _COPIED = (
     "config.json",
     "generation_config.json",
@@ -55,6 +61,12 @@ class _Totals:
     update: float = 0.0  # (s B A)^2
     rounding: float = 0.0  # (stored - exact)^2
     base: float = 0.0  # W^2, of merged tensors
+
+    def add(self, other: _Totals) -> None:
+        """Count the sums of a block."""
+        self.update += other.update
+        self.rounding += other.rounding
+        self.base += other.base
 
 
 def merge_adapter(base: Path, adapter: Path, output: Path, report: Report | None = None) -> dict[str, Any]:
@@ -144,24 +156,46 @@ def _merge_shard(
 
 
 def _merged_rows(shard: SafetensorsFile, name: str, factors: Factors, totals: _Totals) -> Iterator[memoryview]:
-    """The bytes of W + s B A, block of rows by block of rows."""
+    """The bytes of W + s B A, block of rows by block of rows; several blocks are computed at once."""
     entry = shard.tensors[name]
     kind = torch_dtype(entry.dtype, f"{shard.path}: {name}")
     a, b = factors.a.float(), factors.b.float()  # (rank, in), (out, rank)
     n_rows, row_length = entry.shape
-    block = max(1, BLOCK_BYTES // (4 * row_length))
-    for start in range(0, n_rows, block):
-        rows = slice(start, start + block)
+    step = max(1, BLOCK_BYTES // (4 * row_length))
+
+    def merge(rows: slice) -> tuple[Tensor, _Totals]:
         weight = shard.load(name, rows).float()  # (block, in)
         update = (b[rows] @ a).mul_(factors.scaling)
-        totals.base += _square(weight)
-        totals.update += _square(update)
+        found = _Totals(update=_square(update), base=_square(weight))
         exact = weight.add_(update)
         stored = exact.to(kind)
         if not torch.isfinite(stored).all():
             raise IntegrityError(f"{shard.path}: {name}: merged, it is not finite in {entry.dtype}; check the base")
-        totals.rounding += _square(stored.float() - exact)
-        yield stored.reshape(-1).view(torch.uint8).numpy().data
+        found.rounding = _square(exact.sub_(stored))
+        return stored, found
+
+    with single_thread(), ThreadPoolExecutor(_workers()) as pool:  # one of PyTorch's threads in each of ours
+        for stored, found in _in_order(pool, merge, [slice(s, s + step) for s in range(0, n_rows, step)]):
+            totals.add(found)
+            yield stored.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[slice], tuple[Tensor, _Totals]], blocks: Sequence[slice]
+) -> Iterator[tuple[Tensor, _Totals]]:
+    """What `work` makes of each block, in order, with no more blocks in memory than there are threads and one."""
+    waiting: collections.deque[Future[tuple[Tensor, _Totals]]] = collections.deque()
+    for rows in blocks:
+        waiting.append(pool.submit(work, rows))
+        if len(waiting) > _workers():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _workers() -> int:
+    """Threads that each hold a block, about 100 MB."""
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def _square(tensor: torch.Tensor) -> float:

@@ -185,9 +185,9 @@ def shared_length(sequences: Sequence[Sequence[int]]) -> int:
     """How many tokens all sequences begin with; at least one of each is left. 0 where sharing would save nothing."""
     if len(sequences) < 2:
         return 0
-    shortest, longest = min(sequences), max(sequences)  # in the order of their tokens, so all others lie between
     most = min(len(sequence) for sequence in sequences) - 1
-    return next((place for place in range(most) if shortest[place] != longest[place]), most)
+    first, last = min(map(list, sequences)), max(map(list, sequences))  # by their tokens: all others lie between
+    return next((place for place in range(most) if first[place] != last[place]), most)
 
 
 def read_prefix(loaded: LoadedModel, token_ids: Sequence[int]) -> Any:

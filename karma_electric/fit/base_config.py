@@ -21,9 +21,9 @@ def base_config(base: BaseParams, made: Path) -> LlamaConfig:
         return read_llama_config(Path(base.path).expanduser())
     if isinstance(base, HubBase):
         return read_llama_config(_cached_folder(base))
-    from karma_electric.base_model.packaged import locate_file
+    from karma_electric.base_model.packaged_file import find_file
 
-    return _gguf_config(locate_file(base))
+    return _gguf_config(find_file(base))
 
 
 def _cached_folder(base: HubBase) -> Path:

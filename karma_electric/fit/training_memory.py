@@ -19,8 +19,10 @@ _NF4_BYTES: Final = 0.5 + (1 + 4 / 256) / 64  # a value, and its share of double
 # Of a parameter of the LoRA: itself, its gradient, the optimizer's copy of that in bf16, and two 8-bit moments.
 _LORA_BYTES: Final = {"paged_adamw_8bit": 3 * _BF16_BYTES + 2, "adamw_torch": 5 * _BF16_BYTES}
 _HEAD_ROWS: Final = {"cuda": 2048, "cpu": 256}  # positions whose logits are in memory at once
-_HOST_LIBRARIES_BYTES: Final = 0.9e9  # Python with PyTorch, transformers, trl and what they load
-_HOST_FACTOR: Final = 2.0
+_HOST_LIBRARIES_BYTES: Final = 1.05e9  # Python with PyTorch, transformers, trl and what they load
+# What a C allocator holds for each byte that is in use: rows differ in length, and freed pieces are not given back.
+# Fitted to whole runs of the shipped recipe, 4.7 GB; one or two steps take half of it (docs/performance.md).
+_HOST_FACTOR: Final = 2.65
 _CUDA_CONTEXT_BYTES: Final = 0.5e9  # of the driver and its libraries, outside of what PyTorch counts
 
 

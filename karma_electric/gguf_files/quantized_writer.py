@@ -168,7 +168,7 @@ def _stored_rows(source: ModelTensors, entry: _Entry, rows: slice) -> NDArray[np
 
 
 def _write_at(descriptor: int, stored: NDArray[np.generic], offset: int) -> None:
-    left = memoryview(stored.reshape(-1).view(np.uint8))
+    left = stored.reshape(-1).view(np.uint8).data
     while left:
         written = os.pwrite(descriptor, left, offset)
         left, offset = left[written:], offset + written

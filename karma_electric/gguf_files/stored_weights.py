@@ -42,9 +42,7 @@ class StoredWeights:
 
     def read_rows(self, name: str, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """The values of some rows of the tensor `name`, in the order of the file: (rows, row length)."""
-        tensor = self.info[name]
-        values: NDArray[np.float32] = quants.dequantize(self._raw(tensor)[rows], gguf.GGMLQuantizationType[tensor.type])
-        return values
+        return read_rows(self.path, self.header, self.info[name], rows)
 
     def _rows(self, planned: PlannedTensor, rows: slice) -> torch.Tensor:
         values = torch.from_numpy(np.require(self.read_rows(planned.name, rows), requirements=["C", "W"]))
@@ -52,8 +50,12 @@ class StoredWeights:
             return values[0]
         return values if planned.rotated_heads is None else restore_pairs(values, planned.rotated_heads)
 
-    def _raw(self, tensor: TensorInfo) -> NDArray[np.uint8]:
-        count = int(np.prod(tensor.shape[1:]))
-        start = self.header.data_offset + tensor.offset
-        mapped = np.memmap(self.path, np.uint8, "r", start, (count, tensor.size_bytes // count))
-        return np.asarray(mapped)
+
+def read_rows(
+    path: Path, header: GgufHeader, tensor: TensorInfo, rows: slice | NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The values of some rows of a tensor: (rows, row length)."""
+    count = int(np.prod(tensor.shape[1:]))
+    raw = np.memmap(path, np.uint8, "r", header.data_offset + tensor.offset, (count, tensor.size_bytes // count))
+    values: NDArray[np.float32] = quants.dequantize(np.asarray(raw[rows]), gguf.GGMLQuantizationType[tensor.type])
+    return values

@@ -15,7 +15,7 @@ import numpy as np
 
 from karma_electric.errors import IntegrityError
 from karma_electric.gguf_files.reader import read_header
-from karma_electric.gguf_files.tensor_errors import read_rows
+from karma_electric.gguf_files.stored_weights import read_rows
 from karma_electric.integrity import sha256_file
 
 Result = Literal["equal", "near", "differs"]

@@ -16,7 +16,7 @@ from karma_electric.fit.machine import Gpu, Machine, this_machine
 from karma_electric.fit.needs import gguf_bytes
 from karma_electric.fit.proposal import proposed_budget, write_budget
 from karma_electric.fit.report import judge_fit
-from karma_electric.fit.training_memory import allocated_bytes, longest_row, model_sizes
+from karma_electric.fit.training_memory import allocated_bytes, longest_row, model_sizes, needed_host_bytes
 from karma_electric.fit.training_set import TrainingSet, measured_set
 from karma_electric.gguf_files.llama_config import LlamaConfig, read_llama_config
 from karma_electric.gguf_files.quantized_writer import write_quantized_gguf
@@ -59,6 +59,13 @@ def test_training_on_an_h100_takes_what_was_measured(
     params = profile.train.model_copy(update={"tokens_per_microbatch": budget, "recomputed_share": recomputed})
     found = allocated_bytes(LLAMA_8B, params, longest_row(steps, budget)) / 2**30
     assert found == pytest.approx(measured_gib, rel=0.15)
+
+
+def test_training_the_shipped_recipe_on_a_cpu_takes_what_was_measured(tmp_path: Path) -> None:
+    """4.69 and 4.84 GB with the processes around it; its longest row has 3,161 tokens."""
+    shipped = read_recipe(ROOT / "profiles/smollm2-135m.yaml")
+    found = needed_host_bytes(base_config(shipped.base, tmp_path), shipped.train, 3161)
+    assert found == pytest.approx(4.76e9, rel=0.15)
 
 
 def test_sizes_are_those_of_the_model_and_its_adapter(profile: Recipe) -> None:

@@ -76,10 +76,9 @@ def test_the_mix_of_other_depths_is_that_of_llama_cpp(tiny_llama: Path, tmp_path
 @pytest.mark.parametrize("gguf_type", FILE_TYPES)
 def test_the_embedded_model_is_that_of_llama_cpp(tmp_path: Path, gguf_type: str) -> None:
     from karma_electric.base_model.make import make_base
-    from karma_electric.base_model.params import BaseParams
-    from karma_electric.parameters import read_section
+    from karma_electric.recipe import read_recipe
 
-    make_base(read_section(Path("params.yaml"), "base", BaseParams), tmp_path / "base")
+    make_base(read_recipe(Path("params.yaml")).base, tmp_path / "base")
     assert_same_bytes(tmp_path / "base", tmp_path, gguf_type)
 
 

@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM
 from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gguf_files import writer
+from karma_electric.gguf_files.model_tensors import ModelTensors
+from karma_electric.gguf_files.planned_tensors import restore_pairs, rotate_pairs
 from karma_electric.gguf_files.reader import read_header
 from karma_electric.gguf_files.reference import reference_logits
-from karma_electric.gguf_files.tensor_errors import read_rows
-from karma_electric.gguf_files.writer import rotate_pairs, write_gguf
+from karma_electric.gguf_files.stored_weights import read_rows
+from karma_electric.gguf_files.writer import write_gguf
 from tests.gguf_files.variants import copy_of, edit_json, in_two_shards, with_random_weights
 
 TOKEN_IDS = [1, *range(100, 400, 3), 2]
@@ -74,9 +76,11 @@ def test_llama_cpp_computes_what_pytorch_computes(
 
 
 def test_the_streamed_reference_is_pytorch(tiny_llama: Path, tmp_path: Path) -> None:
-    np.testing.assert_array_equal(reference_logits(tiny_llama, TOKEN_IDS), pytorch_logits(tiny_llama))
+    np.testing.assert_array_equal(
+        reference_logits(tiny_llama, ModelTensors(tiny_llama), TOKEN_IDS), pytorch_logits(tiny_llama)
+    )
     untied = with_random_weights(tiny_llama, tmp_path / "model", tie_word_embeddings=False, rope_parameters=ROPE)
-    np.testing.assert_array_equal(reference_logits(untied, TOKEN_IDS), pytorch_logits(untied))
+    np.testing.assert_array_equal(reference_logits(untied, ModelTensors(untied), TOKEN_IDS), pytorch_logits(untied))
 
 
 def test_llama3_factors_are_in_the_file_because_they_matter(
@@ -111,6 +115,7 @@ def test_values_are_those_of_the_folder(tiny_llama: Path, tmp_path: Path, gguf_t
 def test_pairs_are_interleaved() -> None:
     rows = torch.arange(12).reshape(12, 1)  # two heads of six values
     assert rotate_pairs(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    assert torch.equal(restore_pairs(rotate_pairs(rows, 2), 2), rows)
 
 
 def test_the_metadata_is_complete(tiny_llama: Path, tmp_path: Path) -> None:
