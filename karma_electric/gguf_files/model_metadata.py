@@ -35,7 +35,7 @@ def add_metadata(
     _add_sizes(writer, config)
     if (manifest := model_folder / MANIFEST_NAME).is_file():
         writer.add_string(SOURCE_KEY, sha256_file(manifest))
-    _add_vocabulary(writer, vocabulary)
+    add_vocabulary(writer, vocabulary)
     if is_quantized:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_file_type(file_type)
@@ -56,7 +56,8 @@ def _add_sizes(writer: gguf.GGUFWriter, config: LlamaConfig) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_epsilon)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    """Write the tokenizer: tokens, types, merges, special tokens, and the chat template if there is one."""
     writer.add_tokenizer_model("gpt2")  # the name for every byte-level BPE
     writer.add_tokenizer_pre(vocabulary.pre_tokenizer)
     writer.add_token_list(vocabulary.tokens)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import transformers
 
+from karma_electric.gguf_files.model_metadata import add_vocabulary
 from karma_electric.gguf_files.vocabulary import read_vocabulary
-from karma_electric.gguf_files.writer import _add_vocabulary
 
 Architecture = Literal["qwen2", "gemma"]
 
@@ -69,7 +69,7 @@ def write_other_gguf(folder: Path, vocabulary: Path, output: Path) -> Path:
     writer.add_value_length(64)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    _add_vocabulary(writer, read_vocabulary(vocabulary, config.vocab_size))
+    add_vocabulary(writer, read_vocabulary(vocabulary, config.vocab_size))
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

@@ -60,7 +60,8 @@ def interview(texts: Sequence[str]) -> Interview[list[Answer]]:
 @given(LETTERS, st.integers(1, 5), st.sets(st.text("ab", max_size=5)))
 def test_each_interview_gets_the_answers_to_its_questions(texts: list[list[str]], slots: int, known: set[str]) -> None:
     memory = Memory({question(text): answer_to(question(text)) for text in known})
-    answers, found = SlowSlots(slots), {}
+    answers = SlowSlots(slots)
+    found: dict[int, list[Answer]] = {}
     hold_all(answers, [interview(each) for each in texts], memory=memory, finished=found.__setitem__)
     assert found == {place: [answer_to(question(text)) for text in each] for place, each in enumerate(texts)}
     asked = [text for slot in answers.asked.values() for text in slot]

@@ -113,7 +113,7 @@ def test_an_answer_depends_on_no_slot_no_order_and_no_company(engine: LlamaCppEn
     for question in asked:
         solo, answer = ask(engine, question), found[question]
         if isinstance(question, Weigh):
-            np.testing.assert_allclose(answer, solo, atol=0.3)
+            np.testing.assert_allclose(np.array(answer), np.array(solo), atol=0.3)
         else:
             assert isinstance(answer, Generation)
             assert isinstance(solo, Generation)
