@@ -171,7 +171,7 @@ def _merged_rows(shard: SafetensorsFile, name: str, factors: Factors, totals: _T
         stored = exact.to(kind)
         if not torch.isfinite(stored).all():
             raise IntegrityError(f"{shard.path}: {name}: merged, it is not finite in {entry.dtype}; check the base")
-        found.rounding = _square(exact.sub_(stored))
+        found.rounding = _square(stored.float() - exact)  # not in place: of a float32 base both are one tensor
         return stored, found
 
     with single_thread(), ThreadPoolExecutor(_workers()) as pool:  # one of PyTorch's threads in each of ours
