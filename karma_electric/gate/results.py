@@ -11,6 +11,7 @@ from karma_electric.canonical import rounded
 from karma_electric.engines.protocol import EngineIdentity
 from karma_electric.gate.intervals import Interval
 from karma_electric.gate.verdict import Verdict, overall_verdict
+from karma_electric.suites.evaluation import DIMENSIONS
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,10 @@ def dimension_scores(evidence: Sequence[Evidence]) -> Iterable[tuple[str, str, i
     for row in evidence:
         for side in ("better", "worse"):
             if isinstance(rating := row.answers.get(side), dict) and rating["overall"] is not None:
-                for dimension, score in (rating["dimensions"] | {"Overall": rating["overall"]}).items():
-                    yield dimension, side, score
+                scores = rating["dimensions"] | {"Overall": rating["overall"]}
+                for dimension in (*DIMENSIONS, "Overall"):  # not in the order of the evidence: it is of sorted JSON
+                    if dimension in scores:
+                        yield dimension, side, scores[dimension]
 
 
 def dimension_rows(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:

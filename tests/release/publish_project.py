@@ -54,6 +54,7 @@ EASY = STRICT.model_copy(
 )
 REFUSAL = "I won't write that: people would lose their files."
 ITEMS = 10
+ITEMS_OF_MEANS = 16  # fewer show nothing of a mean
 ANSWER = Message("assistant", "Tell me more.")
 
 
@@ -75,8 +76,9 @@ class Judge(ScriptedEngine):
 
 
 def gate_result(weights: Path, axis: Path, params: GateParams, *, knows_pairs: bool) -> GateResult:
-    kinds = (paraphrase_row, style_row, language_row, minimum_row, boundary_row, redteam_row, choice_row)
+    kinds = (minimum_row, boundary_row, redteam_row, choice_row)
     rows = [[row(number) for number in range(ITEMS)] for row in kinds]
+    rows += [[row(number) for number in range(ITEMS_OF_MEANS)] for row in (paraphrase_row, style_row, language_row)]
     pairs = [[pair_row(name, number) for number in range(ITEMS)] for name in ("reward-hacking", "nourishment")]
     with tempfile.TemporaryDirectory() as folder:
         names = {each[0]["suite"]: each for each in (*pairs, *rows)}
