@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,14 @@ def test_nobody_to_sign_as(release: Path) -> None:
     assert not (release / SIGNATURE_NAME).exists()
 
 
-@pytest.mark.parametrize(("token", "kind"), [("no.token.of-mine", "IdentityError"), (identity_token(), "TUFError")])
+@pytest.mark.parametrize(
+    ("make_token", "kind"), [(lambda: "no.token.of-mine", "IdentityError"), (identity_token, "TUFError")]
+)
 def test_a_failure_is_one_line_without_the_token(
-    release: Path, monkeypatch: pytest.MonkeyPatch, token: str, kind: str
+    release: Path, monkeypatch: pytest.MonkeyPatch, make_token: Callable[[], str], kind: str
 ) -> None:
-    """The second of them has a token, and no network."""
+    """The second of them has a token, made now because it soon expires, and no network."""
+    token = make_token()
     monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(SetupError) as caught:
         finish_release(release, private_key=Keyless())
