@@ -7,8 +7,9 @@ block.
 
 With `--shape` the model has random weights, which are made in memory, and of the folder only the tokenizer is read.
 Both measure the same contrast prompts under the same system prompts, each in a process of its own with two threads, so
-that the peak memory is that of one way. Seconds are wall time; the load average stands in the result, because on a
-shared machine they measure the others as well, and CPU seconds beside them.
+that the peak memory is that of one way. `--dtype` is that of the naive loop's model and states; the other way gets a
+bf16 model, as the stage does, and on a CPU measures its states in float32. Seconds are wall time; the load average
+stands in the result, because on a shared machine they measure the others as well, and CPU seconds beside them.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ def compare(arguments: argparse.Namespace) -> None:
 def run_one(arguments: argparse.Namespace) -> None:
     """One way: the axis into a file, and what it cost."""
     torch.set_num_threads(arguments.threads)
-    dtype = getattr(torch, arguments.dtype)
-    loaded = random_model(arguments) if arguments.shape else load_model(arguments.model, dtype=dtype)
+    dtype = getattr(torch, arguments.dtype) if arguments.way == "naive" else torch.bfloat16
+    loaded = random_model(arguments, dtype) if arguments.shape else load_model(arguments.model, dtype=dtype)
     contrast = sample(read_contrast_prompts(arguments.prompts / "axis-contrast.jsonl"), arguments.samples, 42)
     for number in range(arguments.samples - len(contrast)):  # two of them together
         first, second = contrast[number % len(contrast)], contrast[number // 2]
@@ -128,17 +129,18 @@ def run_one(arguments: argparse.Namespace) -> None:
     np.save(arguments.output.with_suffix(".npy"), axis)
 
 
-def random_model(arguments: argparse.Namespace) -> LoadedModel:
+def random_model(arguments: argparse.Namespace, dtype: torch.dtype) -> LoadedModel:
     """A Llama of the shape, on CUDA where there is one, with the tokenizer of the model's folder."""
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
     config = LlamaConfig(**SHAPES[arguments.shape], max_position_embeddings=8192, rope_theta=500000.0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, arguments.dtype))
+    torch.set_default_dtype(torch.bfloat16)
     with torch.device(device):
         model: Any = LlamaForCausalLM(config).eval()
     torch.set_default_dtype(before)
+    model.to(dtype)
     found = decoder_blocks(model)
     return LoadedModel(
         model=model, tokenizer=tokenizer, decoder=found.decoder, blocks=found.blocks, hidden_size=found.hidden_size,
@@ -177,7 +179,7 @@ def naive_axis(loaded: LoadedModel, contrast: list[Prompt], systems: list[str]) 
             differences[row] += weight * last.double().numpy()
     for handle in handles:
         handle.remove()
-    return axis_with_error(differences)[0]
+    return axis_with_error(torch.from_numpy(differences))[0]
 
 
 def cosines(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from karma_electric.axis.effect_sizes import effect_sizes
 from karma_electric.axis.measurements import (
@@ -25,6 +27,7 @@ from karma_electric.axis.measurements import (
 )
 from karma_electric.axis.model import LoadedModel, load_model, on_every_gpu, render, same_threads_everywhere
 from karma_electric.axis.params import AxisParams
+from karma_electric.axis.precision import float32_states
 from karma_electric.axis.prompts import (
     KINDS,
     SPLITS,
@@ -42,6 +45,7 @@ from karma_electric.axis.states import (
     answer_projections,
     greedy_answers,
     last_token_states,
+    refuse_non_finite,
 )
 from karma_electric.canonical import rounded
 from karma_electric.capping.formula import unit
@@ -52,7 +56,6 @@ Report = Callable[[str], None]
 
 # The only way there was before there was a choice.
 _FIRST_CHOICES = {"position": "last-prompt-token", "second_language_share": 0.0, "effect_sizes": False}
-_PROGRESS_STEP = 64  # sequences between two reports
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def extract_axis(
 ) -> dict[str, Any]:
     """Write the axis and the projections of generated answers (karma_electric/axis/measurements.py has the forms).
 
-    The model runs in bf16, on CUDA where there is one; sums are float64. `params.source` says which of
+    The model runs in bf16, on CUDA where there is one; on a CPU the states of the contrast are float32
+    (karma_electric/axis/precision.py). Sums are float64. `params.source` says which of
     `contrast_prompts` and `training_set` is read. The standard error of a layer is that of the mean, over prompts, of
     the paired difference (mean of the generic conditions minus persona) projected on the unit axis.
 
@@ -131,7 +135,7 @@ def _extract(
     systems = [prompts.persona, *(prompt.text for prompt in prompts.generic)]
     persona, differences = contrast_states(loaded, prompts.contrast, systems, params, tell)
     axis, standard_error = axis_with_error(differences)
-    sizes = effect_sizes(persona, differences) if params.effect_sizes else None
+    sizes = effect_sizes(persona.cpu().numpy(), differences.cpu().numpy()) if params.effect_sizes else None
     identity = {
         "model": loaded.name,
         "model_sha256": loaded.sha256,
@@ -164,55 +168,60 @@ def contrast_states(
     systems: Sequence[str],
     params: AxisParams,
     tell: Report,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Tensor, Tensor]:
     """For each prompt the persona's states, and the mean of the generic ones minus these.
 
-    Both (prompts, n_layers, hidden_size); systems[0] is the persona.
+    Both (prompts, n_layers, hidden_size) float64, on the model's device; systems[0] is the persona.
     """
     sequences = [
         render(loaded, system, prompt.text, most_tokens=params.max_prompt_tokens, where=prompt.where)
         for prompt in contrast
         for system in systems
     ]
-    n_conditions = len(systems)
-    # Per prompt: mean of the generic conditions minus persona.
-    differences = np.zeros((len(contrast), loaded.n_layers, loaded.hidden_size), np.float64)
-    weights = np.array([-1.0, *[1.0 / (n_conditions - 1)] * (n_conditions - 1)])
-    persona = np.zeros_like(differences)
-    states = _states(loaded, sequences, contrast, params)
-    for done, (index, state) in enumerate(states, start=1):
-        prompt, condition = divmod(index, n_conditions)
-        differences[prompt] += weights[condition] * state.astype(np.float64)
-        if condition == 0:
-            persona[prompt] = state
-        if done % _PROGRESS_STEP == 0 or done == len(sequences):
+    n_conditions, done = len(systems), 0
+    shape = (len(contrast), loaded.n_layers, loaded.hidden_size)
+    persona = torch.zeros(shape, dtype=torch.float64, device=loaded.device)
+    generic = torch.zeros_like(persona)
+    with float32_states(loaded) as model:
+        for rows, condition, states in _states(model, sequences, contrast, params):
+            sums = persona if condition == 0 else generic
+            sums[rows] += states.to(sums)
+            done += len(rows)
             tell(f"contrast prompts: {done} of {len(sequences)}")
+    differences = generic.div_(n_conditions - 1).sub_(persona)
+    for measured in (persona, differences):
+        refuse_non_finite(measured)
     return persona, differences
 
 
 def _states(
     loaded: LoadedModel, sequences: Sequence[Sequence[int]], contrast: Sequence[Prompt], params: AxisParams
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(index, states (n_layers, hidden_size)) of each sequence, where `params.position` says.
+) -> Iterator[tuple[list[int], int, Tensor]]:
+    """(rows of `contrast`, condition, states (rows, n_layers, hidden_size)), where `params.position` says.
 
-    Of each prompt in `contrast` there are as many sequences as conditions, one after another.
+    Of each prompt in `contrast` there are as many sequences as conditions, one after another. A batch is of one
+    condition, whose sequences begin with the same system prompt.
     """
     n_conditions = len(sequences) // len(contrast)
-    if params.position == "last-prompt-token":
-        for condition in range(n_conditions):  # those of one begin with the same system prompt
-            those = sequences[condition::n_conditions]
-            for row, state in last_token_states(loaded, those, params.batch_size):
-                yield row * n_conditions + condition, state
-        return
-    answers = greedy_answers(loaded, sequences, most_tokens=params.answer_tokens, batch_size=params.batch_size)
-    for number, answer in enumerate(answers):
+    for condition in range(n_conditions):
+        those = sequences[condition::n_conditions]
+        if params.position == "last-prompt-token":
+            found = last_token_states(loaded, those, params.batch_size)
+        else:
+            answers = greedy_answers(loaded, those, most_tokens=params.answer_tokens, batch_size=params.batch_size)
+            _refuse_empty(answers, contrast)
+            found = answer_mean_states(loaded, those, answers, params.batch_size)
+        for rows, states in found:
+            yield list(rows), condition, states
+
+
+def _refuse_empty(answers: Sequence[Sequence[int]], contrast: Sequence[Prompt]) -> None:
+    for answer, prompt in zip(answers, contrast, strict=True):
         if not answer:
-            where = contrast[number // n_conditions].where
             raise InputError(
-                f"{where}: the model ends its answer at once, so it has no mean; remove the prompt, or set "
+                f"{prompt.where}: the model ends its answer at once, so it has no mean; remove the prompt, or set "
                 "axis.position: last-prompt-token"
             )
-    yield from answer_mean_states(loaded, sequences, answers, params.batch_size)
 
 
 def recorded(params: AxisParams) -> dict[str, Any]:
@@ -222,7 +231,7 @@ def recorded(params: AxisParams) -> dict[str, Any]:
     return {name: value for name, value in params.model_dump().items() if name not in first or value != first[name]}
 
 
-def axis_with_error(differences: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def axis_with_error(differences: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean over prompts, and the standard error of its length.
 
     `differences` (prompts, n_layers, hidden_size), at least two prompts -> (n_layers, hidden_size), (n_layers,). The
@@ -231,12 +240,12 @@ def axis_with_error(differences: NDArray[np.float64]) -> tuple[NDArray[np.float3
     n_prompts = len(differences)
     if n_prompts < 2:
         raise InputError(f"{n_prompts} contrast prompts: a standard error needs two; add prompts or raise axis.samples")
-    mean = differences.mean(axis=0)
-    norms = np.linalg.norm(mean, axis=1, keepdims=True)
-    directions = np.divide(mean, norms, out=np.zeros_like(mean), where=norms > 0)
-    along = np.einsum("plh,lh->pl", differences, directions)  # (prompts, n_layers)
-    error = along.std(axis=0, ddof=1) / np.sqrt(n_prompts)
-    return mean.astype(np.float32), error.astype(np.float32)
+    mean = differences.mean(dim=0)
+    norms = torch.linalg.vector_norm(mean, dim=1, keepdim=True)
+    directions = torch.where(norms > 0, mean / norms, 0.0)
+    along = torch.einsum("plh,lh->pl", differences, directions)  # (prompts, n_layers)
+    error = along.std(dim=0, correction=1) / n_prompts**0.5
+    return mean.float().cpu().numpy(), error.float().cpu().numpy()
 
 
 def _read_prompts(

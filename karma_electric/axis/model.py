@@ -121,9 +121,9 @@ def on_every_gpu(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, others=tuple(copy_of(loaded, device) for device in devices if device != loaded.device))
 
 
-def copy_of(loaded: LoadedModel, device: torch.device) -> LoadedModel:
-    """The same model once more, on `device`."""
-    model = copy.deepcopy(loaded.model).to(device)
+def copy_of(loaded: LoadedModel, device: torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
+    """The same model once more, on `device`, in its own type or in `dtype`."""
+    model = copy.deepcopy(loaded.model).to(device=device, dtype=dtype)
     found = decoder_blocks(model)
     return replace(loaded, model=model, decoder=found.decoder, blocks=found.blocks, others=())
 

@@ -19,15 +19,17 @@ from karma_electric.errors import IntegrityError
 
 T = TypeVar("T")
 Progress = Callable[[int], None]  # called with the number of sequences done
+BatchStates = tuple[tuple[int, ...], Tensor]  # where the sequences stood, and (batch, n_layers, hidden_size)
 
 
 def last_token_states(
     loaded: LoadedModel, sequences: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (index, states (n_layers, hidden_size)) for each sequence, in the order of the batches.
+) -> Iterator[BatchStates]:
+    """Yield (indices, states (batch, n_layers, hidden_size) float32) for each batch of sequences.
 
-    Row i is the output of decoder block i (0-based), before the final norm, at the sequence's last token. What all
-    sequences begin with, such as a system prompt, is computed once.
+    Layer i is the output of decoder block i (0-based), before the final norm, at the sequence's last token. What all
+    sequences begin with, such as a system prompt, is computed once. The states stay on the model's device, and nobody
+    waits for them: that they are finite is for the caller to check.
     """
     n_shared = shared_length(sequences)
     prefixes = {
@@ -35,15 +37,12 @@ def last_token_states(
         for each in (loaded, *loaded.others)
     }
 
-    def last_states(model: LoadedModel, batch: Batch) -> NDArray[np.float32]:
-        outputs = _run(model, batch, lambda _layer, hidden: hidden[:, -1].float(), prefixes[model.device])
-        found: NDArray[np.float32] = torch.stack(outputs, dim=1).cpu().numpy()  # (batch, n_layers, hidden_size)
-        return found
+    def last_states(model: LoadedModel, batch: Batch) -> Tensor:
+        return torch.stack(_run(model, batch, lambda _layer, hidden: hidden[:, -1].float(), prefixes[model.device]), 1)
 
     rests = [sequence[n_shared:] for sequence in sequences]
     for batch, states in _over_devices(loaded, batches(loaded, rests, batch_size), last_states):
-        _refuse_non_finite(states)
-        yield from zip(batch.indices, states, strict=True)
+        yield batch.indices, states
 
 
 def greedy_answers(
@@ -94,19 +93,20 @@ def answer_projections(
         def project(layer: int, hidden: Tensor, width: int = width) -> Tensor:
             return (hidden[:, -width:].double() @ axes[layer]).float()  # (batch, width)
 
-        projections = torch.stack(_run(loaded, batch, project), dim=-1).cpu().numpy()  # (batch, width, n_layers)
+        projections = torch.stack(_run(loaded, batch, project), dim=-1).cpu()  # (batch, width, n_layers)
         for row, length, values in zip(batch.indices, lengths, projections, strict=True):
-            _refuse_non_finite(values[-length:])
-            found[asked[row]] = values[-length:]
+            refuse_non_finite(values[-length:])
+            found[asked[row]] = values[-length:].numpy()
     return found
 
 
 def answer_mean_states(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield (index, states (n_layers, hidden_size)) for each prompt: the mean over its answer's tokens, none empty.
+) -> Iterator[BatchStates]:
+    """Yield (indices, states (batch, n_layers, hidden_size)) for each batch: means over the answers, none empty.
 
-    The state of a token is the one at the position that holds it, as in `answer_projections`.
+    The state of a token is the one at the position that holds it, as in `answer_projections`. As with
+    `last_token_states`, that they are finite is for the caller to check.
     """
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
     for batch in batches(loaded, sequences, batch_size):
@@ -118,9 +118,7 @@ def answer_mean_states(
         def mean(_layer: int, hidden: Tensor, width: int = width, weights: Tensor = weights) -> Tensor:
             return torch.einsum("bwh,bw->bh", hidden[:, -width:].double(), weights).float()
 
-        states = torch.stack(_run(loaded, batch, mean), dim=1).cpu().numpy()
-        _refuse_non_finite(states)
-        yield from zip(batch.indices, states, strict=True)
+        yield batch.indices, torch.stack(_run(loaded, batch, mean), dim=1)
 
 
 def _answer(loaded: LoadedModel, batch: Batch, most_tokens: int) -> list[list[int]]:
@@ -248,6 +246,7 @@ def _block_outputs(loaded: LoadedModel, see: Callable[[int, Tensor], None]) -> I
             handle.remove()
 
 
-def _refuse_non_finite(values: NDArray[np.float32]) -> None:
-    if not np.isfinite(values).all():
+def refuse_non_finite(values: Tensor) -> None:
+    """Raise IntegrityError where `values`, or what they are the sum of, are not all finite."""
+    if not torch.isfinite(values).all():
         raise IntegrityError("a hidden state is not finite; train or merge the model again")

@@ -50,7 +50,7 @@ def test_the_answers_mean_is_that_of_a_naive_loop(tiny_llama: Path, prompt_files
 def test_an_answer_that_ends_at_once_is_named(
     tiny_llama: Path, prompt_files: PromptFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("karma_electric.axis.extraction.greedy_answers", lambda *_a, **_k: [[5]] * 7 + [[]] * 5)
+    monkeypatch.setattr("karma_electric.axis.extraction.greedy_answers", lambda *_a, **_k: [[5]] * 3 + [[]] * 3)
     prompts, loaded = read_contrast_prompts(prompt_files.contrast), load_model(tiny_llama)
     with pytest.raises(InputError, match=r"contrast\.jsonl:4: the model ends its answer at once"):
         contrast_states(loaded, prompts, ["a", "b"], axis_params(position="answer-mean"), lambda _line: None)
