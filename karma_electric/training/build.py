@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PrinterCallba
 from trl import SFTConfig
 
 from karma_electric.errors import SetupError
+from karma_electric.torch_threads import torch_threads
 from karma_electric.training.checkpoints import CheckpointStore
 from karma_electric.training.packing import StepCollator, step_loader
 from karma_electric.training.params import TrainParams
@@ -142,16 +143,11 @@ def check_labels(trainer: PackedTrainer, rendered: Sequence[RenderedExample]) ->
         raise RuntimeError(f"an epoch holds {seen} sequences, expected {len(rendered)}")
 
 
-@contextlib.contextmanager
-def all_cores() -> Iterator[None]:
+def all_cores() -> contextlib.AbstractContextManager[None]:
     """Compute with every core that this process may use, unless OMP_NUM_THREADS says how many."""
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
+        return contextlib.nullcontext()
+    return torch_threads(len(os.sched_getaffinity(0)))
 
 
 @contextlib.contextmanager
