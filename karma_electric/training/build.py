@@ -37,8 +37,10 @@ def build_trainer(
     scratch: Path,
     curve: LossCurve,
     checkpoints: CheckpointStore | None = None,
+    *,
+    sharded: bool = False,
 ) -> PackedTrainer:
-    """Load the base in NF4, and hand it to a trainer that puts the LoRA on it."""
+    """Load the base in NF4, and hand it to a trainer that puts the LoRA on it, and shards both if it is told to."""
     arguments = training_arguments(params, scratch)
     transformers.set_seed(params.seed)
     model = AutoModelForCausalLM.from_pretrained(
@@ -50,10 +52,10 @@ def build_trainer(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_quant_storage=torch.bfloat16 if arguments.fsdp_plugin_args else torch.uint8,
+            bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
         ),
     )
-    return trainer_of(model, tokenizer, rendered, params, arguments, curve, checkpoints)
+    return trainer_of(model, tokenizer, rendered, params, arguments, curve, checkpoints, sharded=sharded)
 
 
 def trainer_of(
@@ -64,6 +66,8 @@ def trainer_of(
     arguments: SFTConfig,
     curve: LossCurve,
     checkpoints: CheckpointStore | None = None,
+    *,
+    sharded: bool = False,
 ) -> PackedTrainer:
     """A trainer of `model`, a Llama without an adapter, whose 4-bit layers are bitsandbytes'."""
     trainer = PackedTrainer(
@@ -71,6 +75,7 @@ def trainer_of(
         sequences_per_step=params.sequences_per_step,
         tokens_per_microbatch=params.tokens_per_microbatch,
         recomputed_share=params.recomputed_share,
+        sharded=sharded,
         curve=curve,
         checkpoints=checkpoints,
         model=model,
