@@ -1,10 +1,11 @@
 """Training on one GPU and on several: tokens a second, memory, and that both learn the same.
 
-    python benchmarks/several_gpus.py [--shape 8b] [--steps 10] [--processes 1 2]
+    python benchmarks/several_gpus.py [--shape 8b] [--steps 10] [--processes 1 2] [--sharded]
 
 The variant of benchmarks/train_throughput.py without recomputation, under `accelerate launch` with one process for each
-GPU (DDP). A step holds the same 16 sequences however many processes share it, so each has fewer tokens in its rows.
-Without CUDA the processes talk through gloo, with the tiny shape.
+GPU: with a copy of the model (DDP) or, with `--sharded`, a share of it (FSDP, profiles/accelerate/fsdp.yaml). A step
+holds the same 16 sequences however many processes share it, so each has fewer tokens in its rows. Without CUDA the
+processes talk through gloo, with the tiny shape.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks import train_throughput
+from karma_electric.training.launch import RunSettings, launch_options
+from karma_electric.training.sharding import take_over
 
 WORKER = "KARMA_BENCHMARK_WORKER"  # set for the processes that are launched
 BUDGET = {"8b": 16384, "tiny": 2048}
@@ -34,6 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sharded", action="store_true", help="where there are several, each holds a share (FSDP)")
     parser.add_argument("--json", type=Path, help="write the results here, too")
     arguments = parser.parse_args()
     if WORKER in os.environ:
@@ -47,10 +51,10 @@ def main() -> None:
 
 def launched(arguments: argparse.Namespace, processes: int) -> dict[str, Any]:
     """The result of the first of `processes` processes."""
-    several = ["--multi_gpu"] if processes > 1 else []
+    file = "profiles/accelerate/fsdp.yaml" if arguments.sharded and processes > 1 else None
+    settings = RunSettings(launcher="accelerate", processes=processes, accelerate_config=file)
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes),
-        "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0",
+        sys.executable, "-m", "accelerate.commands.launch", *launch_options(settings),
         "-m", "benchmarks.several_gpus", "--shape", arguments.shape, "--steps", str(arguments.steps),
     ]  # fmt: skip
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {WORKER: "1"})
@@ -62,11 +66,12 @@ def work(arguments: argparse.Namespace) -> None:
     """Train, as one of the processes; the first prints the result."""
     from accelerate import PartialState
 
+    sharded = take_over(os.environ)
     on_cuda = torch.cuda.is_available()
     state = PartialState(cpu=not on_cuda)
     variant = train_throughput.Variant("packed, nothing recomputed", BUDGET[arguments.shape])
     rows = train_throughput.sequences(arguments.steps, arguments.shape)
-    result = train_throughput.measure(variant, rows, arguments.shape, "cuda" if on_cuda else "cpu")
+    result = train_throughput.measure(variant, rows, arguments.shape, "cuda" if on_cuda else "cpu", sharded=sharded)
     if state.is_main_process:
         print(json.dumps({key: result[key] for key in ("tokens_per_second", "peak_gib", "losses")}), flush=True)
     if state.num_processes > 1:

@@ -104,8 +104,8 @@ class OldTrainer(SFTTrainer):  # type: ignore[misc]
         return SequentialSampler(self.train_dataset)
 
 
-def nf4_llama(shape: str, device: str) -> Any:
-    """A Llama of random weights, in NF4 with double quantisation where it is linear."""
+def nf4_llama(shape: str, device: str, *, sharded: bool = False) -> Any:
+    """A Llama of random weights, in NF4 with double quantisation where it is linear; `sharded`: as FSDP takes it."""
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, rope_theta=500000.0, dtype="bfloat16")
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -117,7 +117,12 @@ def nf4_llama(shape: str, device: str) -> Any:
                 module.in_features, module.out_features, False, torch.bfloat16, True, "nf4", device="meta"
             )
             small.weight = bitsandbytes.nn.Params4bit(
-                weight.cpu() if device == "cpu" else weight, False, quant_type="nf4", compress_statistics=True
+                weight.cpu() if device == "cpu" else weight,
+                False,
+                quant_type="nf4",
+                compress_statistics=True,
+                quant_storage=torch.bfloat16 if sharded else torch.uint8,
+                module=small,
             ).to(device)
             model.set_submodule(name, small)
     for name, module in list(model.named_modules()):
@@ -161,7 +166,9 @@ def recipe(variant: Variant, shape: str) -> TrainParams:
     )  # fmt: skip
 
 
-def make_trainer(variant: Variant, rows: Sequence[RenderedExample], shape: str, device: str, scratch: Path) -> Any:
+def make_trainer(
+    variant: Variant, rows: Sequence[RenderedExample], shape: str, device: str, scratch: Path, *, sharded: bool
+) -> Any:
     """The trainer of a variant, on a fresh model."""
     params = recipe(variant, shape)
     vocabulary = {"<pad>": 0, "a": 1}
@@ -169,11 +176,11 @@ def make_trainer(variant: Variant, rows: Sequence[RenderedExample], shape: str, 
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, "a")), pad_token="<pad>", eos_token="<pad>"
     )
     set_seed(0)
-    model = nf4_llama(shape, device)
+    model = nf4_llama(shape, device, sharded=sharded)
     set_seed(1)
     arguments = training_arguments(params, scratch)
     if variant.budget:
-        return trainer_of(model, tokenizer, rows, params, arguments, LossCurve(lambda _: None))
+        return trainer_of(model, tokenizer, rows, params, arguments, LossCurve(lambda _: None), sharded=sharded)
     from peft import LoraConfig
 
     changes = {
@@ -210,7 +217,9 @@ def _given(arguments: SFTConfig) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
-def measure(variant: Variant, rows: Sequence[RenderedExample], shape: str, device: str) -> dict[str, Any]:
+def measure(
+    variant: Variant, rows: Sequence[RenderedExample], shape: str, device: str, *, sharded: bool = False
+) -> dict[str, Any]:
     """Train one epoch; tokens/s of the timed steps, peak memory, losses, and for ours a profile of one step."""
     on_cuda = device == "cuda"
     if on_cuda:
@@ -219,7 +228,7 @@ def measure(variant: Variant, rows: Sequence[RenderedExample], shape: str, devic
         whole = torch.cuda.get_device_properties(0).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, (variant.memory_gib or whole) / whole))
     with tempfile.TemporaryDirectory() as scratch, quiet_libraries():
-        trainer = make_trainer(variant, rows, shape, device, Path(scratch))
+        trainer = make_trainer(variant, rows, shape, device, Path(scratch), sharded=sharded)
         trainer.remove_callback(PrinterCallback)
         times = Times()
         trainer.add_callback(times)

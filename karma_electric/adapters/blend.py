@@ -15,7 +15,6 @@ from karma_electric.adapters.algebra import (
     frobenius_norm,
     inner_product,
     rounding_scale,
-    single_thread,
     weighted_sum,
 )
 from karma_electric.adapters.files import (
@@ -30,6 +29,7 @@ from karma_electric.adapters.params import InterpolateParams
 from karma_electric.canonical import rounded
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.integrity import atomic_directory, write_manifest
+from karma_electric.torch_threads import torch_threads
 
 CHECKED_MODULES = 8
 CHECK_TOLERANCE = 1e-6  # of |B| |A|; float32 rounds at 6e-8
@@ -90,7 +90,7 @@ def blend_adapters(
     if params.method == "factors" and obstacle:
         raise InputError(f"{second}: the method factors cannot blend it with {first}: {obstacle}; use exact")
     blend = _Blend(*adapters, params, _plan_modules(*adapters, params))
-    with single_thread(), atomic_directory(output) as folder:
+    with torch_threads(1), atomic_directory(output) as folder:
         measurement = _write_blend(blend, folder, with_factor_rule=obstacle is None, report=report)
         write_manifest(folder, _identity(blend))
         _check_blend(blend, folder)

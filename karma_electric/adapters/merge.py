@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from karma_electric.adapters.algebra import single_thread
 from karma_electric.adapters.files import Factors, LoraAdapter, LoraModule, read_adapter, refuse_overlap
 from karma_electric.canonical import read_json_object, readable_json, rounded
 from karma_electric.errors import InputError, IntegrityError
@@ -28,6 +27,7 @@ from karma_electric.safetensors_files import (
     open_safetensors_folder,
     torch_dtype,
 )
+from karma_electric.torch_threads import torch_threads
 
 BLOCK_BYTES = 32 * 1024 * 1024  # of float32 rows that a thread has in memory at once
 MOST_WORKERS = 12
@@ -174,7 +174,7 @@ def _merged_rows(shard: SafetensorsFile, name: str, factors: Factors, totals: _T
         found.rounding = _square(stored.float() - exact)  # not in place: of a float32 base both are one tensor
         return stored, found
 
-    with single_thread(), ThreadPoolExecutor(_workers()) as pool:  # one of PyTorch's threads in each of ours
+    with torch_threads(1), ThreadPoolExecutor(_workers()) as pool:  # one of PyTorch's threads in each of ours
         for stored, found in _in_order(pool, merge, [slice(s, s + step) for s in range(0, n_rows, step)]):
             totals.add(found)
             yield stored.reshape(-1).view(torch.uint8).numpy().data

@@ -25,7 +25,7 @@ from karma_electric.axis.measurements import (
     write_axis,
     write_projections,
 )
-from karma_electric.axis.model import LoadedModel, load_model, on_every_gpu, render, same_threads_everywhere
+from karma_electric.axis.model import CPU_THREADS, LoadedModel, load_model, on_every_gpu, render
 from karma_electric.axis.params import AxisParams
 from karma_electric.axis.precision import float32_states
 from karma_electric.axis.prompts import (
@@ -51,6 +51,7 @@ from karma_electric.canonical import rounded
 from karma_electric.capping.formula import unit
 from karma_electric.errors import InputError
 from karma_electric.prompts import read_prompt
+from karma_electric.torch_threads import torch_threads
 
 Report = Callable[[str], None]
 
@@ -113,7 +114,7 @@ def extract_axis(
         training_set=training_set,
         params=params,
     )
-    with same_threads_everywhere():
+    with torch_threads(CPU_THREADS):
         return _extract(model_folder, prompts, output_axis, output_projections, params, report)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,19 +21,8 @@ from karma_electric.integrity import MANIFEST_NAME, sha256_file, verify_manifest
 _TEMPLATE_DATE = "26 Jul 2024"
 
 
-# A matrix product sums in an order that follows the number of threads, so its bits do, too.
+# A matrix product sums in an order that follows the number of threads, so its bits do, too: as many on all machines.
 CPU_THREADS = 2
-
-
-@contextlib.contextmanager
-def same_threads_everywhere() -> Iterator[None]:
-    """Compute with CPU_THREADS threads, however many cores there are: the same bytes on all of them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(CPU_THREADS)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

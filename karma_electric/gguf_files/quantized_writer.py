@@ -6,7 +6,6 @@ llama.cpp's quantiser makes of an F16 file of the same model.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -34,6 +33,7 @@ from karma_electric.gguf_files.reader import DEFAULT_ALIGNMENT
 from karma_electric.gguf_files.type_mix import stored_type
 from karma_electric.gguf_files.vocabulary import read_vocabulary
 from karma_electric.integrity import atomic_file
+from karma_electric.torch_threads import torch_threads
 
 # enum llama_ftype of llama.h
 FILE_TYPES: Final[dict[str, int]] = {"Q8_0": 7, "Q5_K_M": 17, "Q4_K_M": 15, "Q6_K": 18}
@@ -120,7 +120,7 @@ def _write_data(
     """Fill the file behind its header; between tensors it stays zero."""
     start = _padded(path.stat().st_size)
     last = table[-1]
-    with path.open("r+b", buffering=0) as stream, ThreadPoolExecutor(threads) as pool, _one_thread_each():
+    with path.open("r+b", buffering=0) as stream, ThreadPoolExecutor(threads) as pool, torch_threads(1):
         stream.truncate(start + last.offset + _padded(_rows(last) * last.row_bytes))
 
         def write(entry: _Entry, rows: slice) -> None:
@@ -172,14 +172,3 @@ def _write_at(descriptor: int, stored: NDArray[np.generic], offset: int) -> None
     while left:
         written = os.pwrite(descriptor, left, offset)
         left, offset = left[written:], offset + written
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Each of our threads computes with one of PyTorch's."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -72,14 +72,15 @@ def translated(data: bytes, hashes: Mapping[str, str]) -> bytes:
 
 def adapter_difference(published: Path, made: Path) -> float:
     """|B A - B' A'| / |B A| of the worst module of two adapter folders. Raises IntegrityError for other modules."""
-    from karma_electric.adapters.algebra import frobenius_norm, single_thread, weighted_sum
+    from karma_electric.adapters.algebra import frobenius_norm, weighted_sum
     from karma_electric.adapters.files import read_adapter
+    from karma_electric.torch_threads import torch_threads
 
     first, second = read_adapter(published), read_adapter(made)
     if dict(first.modules) != dict(second.modules):
         raise IntegrityError(f"{published}: has other modules, ranks or shapes than its parents give")
     worst = 0.0
-    with single_thread():
+    with torch_threads(1):
         for name in first.modules:
             a, b = first.load(name), second.load(name)
             norm = frobenius_norm(a)

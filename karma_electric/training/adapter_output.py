@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from karma_electric.canonical import read_json_object, readable_json
 from karma_electric.errors import InputError
@@ -15,13 +16,17 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 
-def save_adapter(model: Any, folder: Path, *, base_repo: str, n_modules: int) -> None:
+def save_adapter(
+    model: Any, folder: Path, *, base_repo: str, n_modules: int, adapter: dict[str, Tensor] | None = None
+) -> None:
     """Write the LoRA of the peft model into `folder`; `n_modules` linear layers must carry one.
+
+    `adapter`: its tensors by the model's names for them, where the model holds only a share of each.
 
     Raises InputError for an adapter that holds NaN or infinity, or that training left at zero.
     """
     # "auto" would look the base up in the hub to see whether its vocabulary was changed.
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False, state_dict=adapter)
     (folder / "README.md").unlink(missing_ok=True)
     found = sorted(path.name for path in folder.iterdir())
     if found != [CONFIG_NAME, WEIGHTS_NAME]:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PrinterCallba
 from trl import SFTConfig
 
 from karma_electric.errors import SetupError
+from karma_electric.torch_threads import torch_threads
 from karma_electric.training.checkpoints import CheckpointStore
 from karma_electric.training.packing import StepCollator, step_loader
 from karma_electric.training.params import TrainParams
@@ -36,8 +37,10 @@ def build_trainer(
     scratch: Path,
     curve: LossCurve,
     checkpoints: CheckpointStore | None = None,
+    *,
+    sharded: bool = False,
 ) -> PackedTrainer:
-    """Load the base in NF4, and hand it to a trainer that puts the LoRA on it."""
+    """Load the base in NF4, and hand it to a trainer that puts the LoRA on it, and shards both if it is told to."""
     arguments = training_arguments(params, scratch)
     transformers.set_seed(params.seed)
     model = AutoModelForCausalLM.from_pretrained(
@@ -49,10 +52,10 @@ def build_trainer(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_quant_storage=torch.bfloat16 if arguments.fsdp_plugin_args else torch.uint8,
+            bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
         ),
     )
-    return trainer_of(model, tokenizer, rendered, params, arguments, curve, checkpoints)
+    return trainer_of(model, tokenizer, rendered, params, arguments, curve, checkpoints, sharded=sharded)
 
 
 def trainer_of(
@@ -63,6 +66,8 @@ def trainer_of(
     arguments: SFTConfig,
     curve: LossCurve,
     checkpoints: CheckpointStore | None = None,
+    *,
+    sharded: bool = False,
 ) -> PackedTrainer:
     """A trainer of `model`, a Llama without an adapter, whose 4-bit layers are bitsandbytes'."""
     trainer = PackedTrainer(
@@ -70,6 +75,7 @@ def trainer_of(
         sequences_per_step=params.sequences_per_step,
         tokens_per_microbatch=params.tokens_per_microbatch,
         recomputed_share=params.recomputed_share,
+        sharded=sharded,
         curve=curve,
         checkpoints=checkpoints,
         model=model,
@@ -142,16 +148,11 @@ def check_labels(trainer: PackedTrainer, rendered: Sequence[RenderedExample]) ->
         raise RuntimeError(f"an epoch holds {seen} sequences, expected {len(rendered)}")
 
 
-@contextlib.contextmanager
-def all_cores() -> Iterator[None]:
+def all_cores() -> contextlib.AbstractContextManager[None]:
     """Compute with every core that this process may use, unless OMP_NUM_THREADS says how many."""
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
+        return contextlib.nullcontext()
+    return torch_threads(len(os.sched_getaffinity(0)))
 
 
 @contextlib.contextmanager

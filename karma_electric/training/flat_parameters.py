@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from karma_electric.training.sharding import local_part
 
 BLOCK = 256  # values that an 8-bit optimizer scales together; no block holds two parameters' values
 
@@ -13,32 +16,28 @@ BLOCK = 256  # values that an 8-bit optimizer scales together; no block holds tw
 class FlatParameters:
     """The parameters as views into `flat`, which the optimizer gets in their place.
 
-    All must be of one type and on one device. Between two parameters may lie a few zeros, whose gradient is zero.
+    All must be of one type and on one device. Between two parameters may lie a few zeros, whose gradient is zero. Of a
+    sharded parameter `flat` holds this process's part, as a copy: the memory is FSDP's.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
-        sizes = [-(-parameter.numel() // BLOCK) * BLOCK for parameter in self.parameters]
-        first = self.parameters[0]
-        self.flat = nn.Parameter(torch.zeros(sum(sizes), dtype=first.dtype, device=first.device))
+        parts = [local_part(parameter) for parameter in self.parameters]
+        sizes = [-(-part.numel() // BLOCK) * BLOCK for part in parts]
+        self.flat = nn.Parameter(torch.zeros(sum(sizes), dtype=parts[0].dtype, device=parts[0].device))
         self._gradient = torch.zeros_like(self.flat.data)
-        self._gradients = self._views(self._gradient, sizes)
-        self._values = self._views(self.flat.data, sizes)
+        self._gradients = _views(self._gradient, sizes, parts)
+        self._values = _views(self.flat.data, sizes, parts)
         self._attach()
 
     def _attach(self) -> None:
         """Make every parameter a view, also one that a wrapper around the model has given memory of its own."""
         for parameter, view in zip(self.parameters, self._values, strict=True):
-            if parameter.data_ptr() != view.data_ptr():
+            if isinstance(parameter, DTensor):
+                view.copy_(local_part(parameter))
+            elif parameter.data_ptr() != view.data_ptr():
                 view.copy_(parameter.data)
                 parameter.data = view
-
-    def _views(self, flat: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        parts = torch.split(flat, list(sizes))
-        return [
-            part[: parameter.numel()].view(parameter.shape)
-            for part, parameter in zip(parts, self.parameters, strict=True)
-        ]
 
     def gather_gradients(self) -> None:
         """Make the parameters' gradients the gradient of `flat`; one that has none counts as zero."""
@@ -51,8 +50,19 @@ class FlatParameters:
         )
         self.flat.grad = self._gradient
 
+    def spread_values(self) -> None:
+        """Give sharded parameters what the optimizer made of `flat`; the others are views of it."""
+        for parameter, view in zip(self.parameters, self._values, strict=True):
+            if isinstance(parameter, DTensor):
+                local_part(parameter).copy_(view)
+
+
+def _views(flat: Tensor, sizes: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+    parts = torch.split(flat, list(sizes))
+    return [part[: other.numel()].view(other.shape) for part, other in zip(parts, like, strict=True)]
+
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         raise RuntimeError("a parameter without a gradient")
-    return parameter.grad
+    return local_part(parameter.grad)

@@ -63,7 +63,7 @@ def launch(settings: RunSettings, module: str, arguments: Sequence[str]) -> None
 
     Raises SetupError when it fails, or when the process that started this one ends: then the others are ended, too.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_options(settings), "-m", module, *arguments]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch_options(settings), "-m", module, *arguments]
     starter = Starter()
     with subprocess.Popen(command, env=os.environ | {LAUNCHER_VARIABLE: process_name()}) as launched:
         while launched.poll() is None:
@@ -76,9 +76,11 @@ def launch(settings: RunSettings, module: str, arguments: Sequence[str]) -> None
         raise SetupError(f"train: a launched process ended with {launched.returncode}; its own line is above")
 
 
-def _options(settings: RunSettings) -> list[str]:
+def launch_options(settings: RunSettings) -> list[str]:
+    """What `accelerate launch` is told; `processes` wins over what a file of accelerate's says."""
     if settings.accelerate_config is not None:
-        return ["--config_file", settings.accelerate_config]
+        processes = ["--num_processes", str(settings.processes)] if settings.processes else []
+        return ["--config_file", settings.accelerate_config, *processes]
     processes = settings.processes or _visible_gpus()
     several = ["--multi_gpu"] if processes > 1 else []
     return [

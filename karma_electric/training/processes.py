@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,13 +15,18 @@ import torch
 from accelerate import PartialState
 
 from karma_electric.training.checkpoints import CheckpointStore, open_store, run_folder
+from karma_electric.training.sharding import take_over
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingProcess:
-    """This process among those that train together. `machine` is what else can change a bit of the result."""
+    """This process among those that train together. `machine` is what else can change a bit of the result.
+
+    `sharded`: each keeps a share of the model.
+    """
 
     is_first: bool
+    sharded: bool
     machine: dict[str, Any]
     _state: Any
 
@@ -41,7 +47,11 @@ class TrainingProcess:
 
 @contextlib.contextmanager
 def this_process() -> Iterator[TrainingProcess]:
-    """Join the other processes, where there are some, and leave them at the end."""
+    """Join the other processes, where there are some, and leave them at the end.
+
+    Raises InputError for an accelerate configuration that training does not follow.
+    """
+    sharded = take_over(os.environ)
     on_cuda = torch.cuda.is_available()
     state = PartialState(cpu=not on_cuda)
     machine = {
@@ -49,8 +59,10 @@ def this_process() -> Iterator[TrainingProcess]:
         "device": torch.cuda.get_device_name() if on_cuda else platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
+    if sharded:
+        machine["sharded"] = True
     try:
-        yield TrainingProcess(state.is_main_process, machine, state)
+        yield TrainingProcess(state.is_main_process, sharded, machine, state)
     finally:
         if state.num_processes > 1:
             state.destroy_process_group()

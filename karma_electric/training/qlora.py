@@ -84,21 +84,25 @@ def train_adapter(
             checkpoints = stack.enter_context(
                 process.checkpoints(store, key, output, say, every_step=checkpoint_every_step)
             )
-        model, curve = _train(base, tokenizer, rendered, params, scratch, say, checkpoints)
+        model, adapter, curve = _train(
+            base, tokenizer, rendered, params, scratch, say, checkpoints, sharded=process.sharded
+        )
         metrics = facts | _summarize(curve)
         starter.require("train")
         if process.is_first:
-            _write(model, output, origin, params, metrics)
+            _write(model, adapter, output, origin, params, metrics)
             write_text(loss_curve, readable_json(curve))
     return metrics
 
 
-def _write(model: Any, output: Path, origin: _Origin, params: TrainParams, metrics: dict[str, Any]) -> None:
+def _write(
+    model: Any, adapter: Any, output: Path, origin: _Origin, params: TrainParams, metrics: dict[str, Any]
+) -> None:
     from karma_electric.training.adapter_output import save_adapter
 
     with atomic_directory(output) as folder:
         n_modules = model.config.num_hidden_layers * len(set(params.lora.targets))
-        save_adapter(model, folder, base_repo=origin.base_repo, n_modules=n_modules)
+        save_adapter(model, folder, base_repo=origin.base_repo, n_modules=n_modules, adapter=adapter)
         write_manifest(folder, _identity(origin, params, metrics))
 
 
@@ -130,18 +134,21 @@ def _train(
     scratch: Path,
     say: Callable[[str], None],
     checkpoints: CheckpointStore | None,
-) -> tuple[Any, list[dict[str, float]]]:
-    """The trained peft model, and its loss curve."""
+    *,
+    sharded: bool,
+) -> tuple[Any, dict[str, Any] | None, list[dict[str, float]]]:
+    """The trained peft model; its adapter, where the model holds only a share of it; and the loss curve."""
     # Imported here, where bitsandbytes is silenced and cannot fetch kernels, and after the checks that take no time.
     from karma_electric.training.build import all_cores, build_trainer, check_labels, memory_errors
     from karma_electric.training.progress import LossCurve
 
     curve = LossCurve(say)
     with all_cores(), memory_errors():
-        trainer = build_trainer(base, tokenizer, rendered, params, scratch, curve, checkpoints)
+        trainer = build_trainer(base, tokenizer, rendered, params, scratch, curve, checkpoints, sharded=sharded)
         check_labels(trainer, rendered)
         trainer.resume()
-    return trainer.model, curve.points
+        adapter = trainer.adapter() if sharded else None
+    return trainer.model, adapter, curve.points
 
 
 def _count(rendered: Sequence[RenderedExample]) -> dict[str, int]:

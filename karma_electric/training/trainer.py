@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTTrainer
@@ -25,6 +26,7 @@ from karma_electric.training.packed_llama import PackedLlama
 from karma_electric.training.packing import PackedRow, PackedStep, StepCollator, step_loader
 from karma_electric.training.progress import LossCurve
 from karma_electric.training.rendering import RenderedExample
+from karma_electric.training.sharding import gathered, set_values, shard, whole
 from karma_electric.training.starter import Starter
 
 _STATE_NAME = "state.pt"
@@ -35,6 +37,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose batches are PackedSteps, whose dropout needs no generator, and whose checkpoints are verified.
 
     `tokens_per_microbatch` is the budget of one pass; `recomputed_share` of the blocks keep only their input.
+    With `sharded`, each process keeps a share of the model.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         sequences_per_step: int,
         tokens_per_microbatch: int,
         recomputed_share: float,
+        sharded: bool,
         curve: LossCurve,
         checkpoints: CheckpointStore | None,
         **arguments: Any,
@@ -63,9 +67,13 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self.sequences_per_step = sequences_per_step
         self._loader, self._order = step_loader(self.collator, sequences_per_step)
         causal = self.model.get_base_model()
+        self.sharded = sharded
+        if sharded:
+            shard(self.model, causal.model.layers)
+            self.is_distributed_loading_by_transformers = True  # so that accelerate does not wrap it
         self.llama = PackedLlama(causal, _computing_type(self.model), recomputed_share=recomputed_share)
         causal.forward = _forward_of(self.llama)
-        self.add_callback(_BeforeOptimizer(self))
+        self.add_callback(_AroundOptimizer(self))
         self.add_callback(curve)
 
     def get_train_dataloader(self) -> Any:
@@ -93,8 +101,6 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The recipe's optimizer, on one buffer that holds every trained parameter."""
-        if self.is_fsdp_enabled:
-            return super().create_optimizer(model)
         if self.optimizer is None:
             self._flat = FlatParameters([value for value in self.model.parameters() if value.requires_grad])
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -106,6 +112,19 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         if self._flat is not None:
             self._flat.gather_gradients()
 
+    def spread_values(self) -> None:
+        """Hand what the optimizer made of its buffer to a sharded model."""
+        if self._flat is not None:
+            self._flat.spread_values()
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The trained parameters, whole; a collective call where the model is sharded."""
+        return {name: whole(value.detach()) for name, value in self._trained()}
+
+    def first_decides(self, choice: bool) -> bool:
+        """The first process's choice in every one, where they must agree because each has a part of what is saved."""
+        return bool(broadcast_object_list([choice])[0]) if self.sharded else choice
+
     def resume(self) -> None:
         """Train, from the newest checkpoint that is whole, if there is one."""
         newest = None
@@ -115,11 +134,17 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         self.train(resume_from_checkpoint=str(newest) if newest else None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.checkpoints is None or not self.accelerator.is_main_process:
+        is_first = self.accelerator.is_main_process
+        if self.checkpoints is None or not (is_first or self.sharded):
+            return
+        adapter, optimizer = _on_cpu(self.adapter()), _on_cpu(self.optimizer.state_dict())
+        if self.sharded:
+            optimizer = gathered(optimizer, is_first=is_first, processes=self.accelerator.num_processes)
+        if not is_first:
             return
         state = {
-            "adapter": {name: value.detach().cpu().clone() for name, value in self._trained()},
-            "optimizer": _on_cpu(self.optimizer.state_dict()),
+            "adapter": adapter,
+            "optimizer": optimizer,
             "scheduler": self.lr_scheduler.state_dict(),
             "curve": self.curve.points,
         }
@@ -135,13 +160,14 @@ class PackedTrainer(SFTTrainer):  # type: ignore[misc]
         if saved.keys() != trained.keys():
             raise IntegrityError(f"{resume_from_checkpoint}: holds another adapter's tensors; remove it")
         for name, value in trained.items():
-            value.data.copy_(saved[name])
+            set_values(value, saved[name])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
         saved = _load(checkpoint)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        optimizer = saved["optimizer"]
+        self.optimizer.load_state_dict(optimizer[self.accelerator.process_index] if self.sharded else optimizer)
         self.lr_scheduler.load_state_dict(saved["scheduler"])
         self.curve.points[:] = saved["curve"]
 
@@ -183,8 +209,8 @@ def _load(checkpoint: str) -> dict[str, Any]:
     return loaded
 
 
-class _BeforeOptimizer(TrainerCallback):  # type: ignore[misc]
-    """Runs between clipping and the optimizer's step, and says when to save."""
+class _AroundOptimizer(TrainerCallback):  # type: ignore[misc]
+    """Runs before and after the optimizer's step, and says when to save."""
 
     def __init__(self, trainer: PackedTrainer) -> None:
         self._trainer = trainer
@@ -192,9 +218,14 @@ class _BeforeOptimizer(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self._trainer.gather_gradients()
 
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._trainer.spread_values()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         store = self._trainer.checkpoints
-        if store is not None and (state.global_step == state.max_steps or store.is_due()):
+        if store is None:
+            return
+        if state.global_step == state.max_steps or self._trainer.first_decides(store.is_due()):
             control.should_save = True
 
 

@@ -13,7 +13,6 @@ from karma_electric.adapters.algebra import (
     factor_rule_error,
     frobenius_norm,
     inner_product,
-    single_thread,
     weighted_sum,
 )
 from karma_electric.adapters.files import Factors
@@ -91,14 +90,3 @@ def test_a_cut_to_all_ranks_is_exact_and_a_zero_update_stays_zero() -> None:
     assert dropped == 0.0
     zero, dropped = cut_to_rank(Factors(a, 0 * b, 2.0), 2)
     assert norm(dense(zero)) == dropped == 0.0
-
-
-def test_the_number_of_threads_is_put_back() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with single_thread():
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

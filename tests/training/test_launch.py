@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from karma_electric.adapters.files import read_adapter
 from karma_electric.errors import InputError
-from karma_electric.training.launch import RunSettings, must_launch, run_settings
+from karma_electric.release.comparison import adapter_difference
+from karma_electric.training.adapter_output import CONFIG_NAME, WEIGHTS_NAME
+from karma_electric.training.launch import RunSettings, launch_options, must_launch, run_settings
 from karma_electric.training.qlora import train_adapter
+from karma_electric.training.sharding import take_over
 from tests.training.sets import examples, recipe, write_set
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -24,34 +28,107 @@ from karma_electric.training.qlora import train_adapter
 from tests.training.sets import recipe
 base, train_set, output = map(Path, sys.argv[1:])
 train_adapter(
-    base, train_set, output / "adapter", params=recipe(), loss_curve=output / "curve.json", store=output / "store"
+    base, train_set, output / "adapter", params=recipe(tokens_per_microbatch=128, recomputed_share=0.5),
+    loss_curve=output / "curve.json", report=print, store=output / "store", checkpoint_every_step=True,
 )
 """
+COPIES = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "bf16"]
+COPIES += ["--dynamo_backend", "no", "--main_process_port", "0"]
+SHARES = ["--config_file", str(REPOSITORY / "profiles/accelerate/fsdp.yaml")]
 
 
-def test_two_processes_make_the_adapter_of_one(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def train_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven rows in steps of four: one process has a row less in a step, and takes part all the same."""
-    train_set = write_set(tmp_path / "set.jsonl", examples(7))
-    together, alone = tmp_path / "together", tmp_path / "alone"
-    together.mkdir()
-    script = tmp_path / "script.py"
+    return write_set(tmp_path_factory.mktemp("set") / "set.jsonl", examples(7))
+
+
+def launched(options: list[str], base: Path, train_set: Path, output: Path) -> str:
+    """What two processes print that train into `output`."""
+    output.mkdir(exist_ok=True)
+    script = output / "script.py"
     script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, str(script)]
     finished = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-            "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0",
-            str(script), str(tiny_llama), str(train_set), str(together),
-        ],
+        [*command, str(base), str(train_set), str(output)],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+@pytest.mark.parametrize("options", [COPIES, SHARES], ids=["copies", "shares"])
+def test_two_processes_make_the_adapter_of_one(
+    tiny_llama: Path, train_set: Path, tmp_path: Path, options: list[str]
+) -> None:
+    """Each with a copy of the model (DDP), or with a share of it (FSDP): the update is within 5% of one process's."""
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    launched(options, tiny_llama, train_set, together)
     metrics = train_adapter(tiny_llama, train_set, alone / "adapter", params=recipe(), loss_curve=alone / "curve.json")
     curves = [json.loads((folder / "curve.json").read_text()) for folder in (together, alone)]
     assert metrics["steps"] == len(curves[0]) == 4
     assert [point["loss"] for point in curves[0]] == pytest.approx([p["loss"] for p in curves[1]], rel=5e-3)
-    adapters = [read_adapter(folder / "adapter") for folder in (together, alone)]
-    assert adapters[0].modules.keys() == adapters[1].modules.keys()
+    assert adapter_difference(alone / "adapter", together / "adapter") < 0.05
+    configs = {(folder / "adapter" / CONFIG_NAME).read_bytes() for folder in (together, alone)}
+    assert len(configs) == 1
+    state = torch.load(max(together.glob("store/*/step-*")) / "state.pt", weights_only=True)
+    # The optimizer's state is saved once for each share, and there is one where each has all of it.
+    assert len(state["optimizer"]) == 2
+    assert isinstance(state["optimizer"], list) == (options is SHARES)
+
+
+@pytest.mark.long
+def test_shares_go_on_from_a_checkpoint_and_end_in_the_same_bytes(
+    tiny_llama: Path, train_set: Path, tmp_path: Path
+) -> None:
+    launched(SHARES, tiny_llama, train_set, tmp_path / "run")
+    expected = (tmp_path / "run/adapter" / WEIGHTS_NAME).read_bytes()
+    shutil.rmtree(tmp_path / "run/adapter")
+    shutil.rmtree(max((tmp_path / "run").glob("store/*/step-*")))
+    assert "goes on after step 3" in launched(SHARES, tiny_llama, train_set, tmp_path / "run")
+    assert (tmp_path / "run/adapter" / WEIGHTS_NAME).read_bytes() == expected
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """What accelerate sets of profiles/accelerate/fsdp.yaml, with changes."""
+    asked = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+        "FSDP_OFFLOAD_PARAMS": "false",
+        "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    }
+    return asked | changes
+
+
+def test_sharding_is_taken_over_from_accelerate() -> None:
+    asked = environment()
+    assert take_over(asked)
+    assert "ACCELERATE_USE_FSDP" not in asked
+    assert not take_over({})
+    assert not take_over({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FSDP_VERSION", "1"), ("FSDP_OFFLOAD_PARAMS", "true"), ("FSDP_TRANSFORMER_CLS_TO_WRAP", "BertLayer")],
+)
+def test_another_way_of_sharding_is_one_line(name: str, value: str) -> None:
+    asked = environment(**{name: value})
+    with pytest.raises(
+        InputError, match=rf"accelerate_config: {name.lower()} is {value}, training expects .*fsdp\.yaml"
+    ):
+        take_over(asked)
+    assert asked["ACCELERATE_USE_FSDP"] == "true"
+
+
+def test_the_number_of_processes_wins_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "local.yaml").write_text("launcher: accelerate\naccelerate_config: f.yaml\nprocesses: 4\n")
+    settings = run_settings(tmp_path / "local.yaml", {})
+    assert launch_options(settings) == ["--config_file", "f.yaml", "--num_processes", "4"]
 
 
 def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) -> None:
