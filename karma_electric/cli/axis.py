@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.errors import IntegrityError
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.axis.describe import AxisDescription
@@ -51,7 +52,7 @@ def lint(
     from karma_electric.axis.describe import lint as check
 
     found = check(axis, model=model, threshold=threshold)
-    print(f"{axis}: sound, {len(found.layers)} layers of {found.hidden_size} values", file=sys.stderr)
+    print(f"{axis}: sound, {counted(len(found.layers), 'layer')} of {found.hidden_size} values", file=sys.stderr)
 
 
 @app.command("conform")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 Params = Annotated[Path, typer.Option(help="The recipe.")]
 Graph = Annotated[Path, typer.Option(help="The graph of stages.")]
@@ -49,7 +50,7 @@ def check(
     check_installed(constraints)
     if isinstance(recipe.base, PackagedBase):
         find_file(recipe.base)
-    print(f"{params}: sound, {len(stages)} stages", file=sys.stderr)
+    print(f"{params}: sound, {counted(len(stages), 'stage')}", file=sys.stderr)
 
 
 def hash_folder(

@@ -9,6 +9,7 @@ import typer
 
 from karma_electric.cli.output import print_json, print_table, say
 from karma_electric.errors import SetupError
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.fit.report import FitReport
@@ -53,7 +54,7 @@ def _print(report: FitReport) -> None:
     machine = report.machine
     gpus = ", ".join(f"{gpu.name} {gpu.memory_bytes / 1e9:.0f} GB" for gpu in machine.gpus) or "no GPU"
     say(
-        f"this machine: {machine.cores} cores, {machine.memory_bytes / 1e9:.1f} GB of memory and "
+        f"this machine: {counted(machine.cores, 'core')}, {machine.memory_bytes / 1e9:.1f} GB of memory and "
         f"{machine.disk_bytes / 1e9:.0f} GB of disk free, {gpus}"
     )
     rows = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.caps import Acap, Model, find_axis, find_model, say
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.gate.run import GateRun
@@ -107,7 +108,7 @@ def compare(before: EvidenceFile, after: EvidenceFile, json_output: Json = False
         return
     for row in rows:
         change = f"{row.change:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-        print(f"{row.check:<28}{row.items:>5} items  {change:<28} p {row.p_value:.3f}  {row.finding}")
+        print(f"{row.check:<28}{counted(row.items, 'item'):>11}  {change:<28} p {row.p_value:.3f}  {row.finding}")
 
 
 def _show(found: GateRun, *, json_output: bool) -> None:

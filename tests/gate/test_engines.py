@@ -295,7 +295,7 @@ def test_ratings_that_cannot_be_read_count_as_failed(text: str, judged: Judged, 
         assert checks[name]["verdict"] == "fail"
     assert checks["paraphrase"]["mean_std"] == 4.5
     assert checks["cross_language"]["mean_difference"] == 9.0
-    assert "1 items lack a rating" in (tmp_path / "gate.md").read_text("utf-8")
+    assert "no rating of 1 item" in (tmp_path / "gate.md").read_text("utf-8")
     assert metrics["verdict"] == "fail"
 
 

@@ -11,6 +11,7 @@ import typer
 
 from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +51,7 @@ def restore(
     from karma_electric.training_db.dump import restore as restore_database
 
     count = restore_database(file, database, replace=replace)
-    print(f"{database}: {count} examples restored", file=sys.stderr)
+    print(f"{database}: {counted(count, 'example')} restored", file=sys.stderr)
 
 
 def history(

@@ -9,6 +9,7 @@ import typer
 
 from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
 from karma_electric.cli.output import is_for_a_person, print_json, print_table, print_text, say
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.training_db.lint import Report, TokenLimit
@@ -109,8 +110,8 @@ def _show_report(report: Report, json_output: bool) -> None:
         say(f"not checked: {rule}: {reason}")
     warnings = len(report.findings) - report.failures
     say(
-        f"{report.rows} rows: {report.failures} failures, {warnings} warnings; "
-        f"{report.template_rows} rows count as templates"
+        f"{counted(report.rows, 'row')}: {counted(report.failures, 'failure')}, {counted(warnings, 'warning')}; "
+        f"templates: {counted(report.template_rows, 'row')}"
     )
 
 
@@ -141,7 +142,7 @@ def dedupe(
         print_json([dataclasses.asdict(group) for group in found])
     else:
         print_table(["likeness", "ids"], [[f"{group.likeness:.0%}", " ".join(group.ids)] for group in found])
-        say(f"{database}: {len(found)} groups of near-duplicates")
+        say(f"{database}: {counted(len(found), 'group')} of near-duplicates")
     if found:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ import typer
 
 from karma_electric.cli.db.options import DEFAULT_DATABASE, Database
 from karma_electric.cli.output import say
+from karma_electric.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -73,4 +74,4 @@ def export(
         prompts=PromptChoice(default=system_prompt, by_category=by_category),
         with_reasoning=reasoning,
     )
-    say(f"{output}: {done.rows} rows, {done.size_bytes} bytes, sha256 {done.sha256[:12]}; {written}")
+    say(f"{output}: {counted(done.rows, 'row')}, {done.size_bytes} bytes, sha256 {done.sha256[:12]}; {written}")

@@ -9,6 +9,7 @@ import typer
 
 from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
 from karma_electric.cli.output import is_for_a_person, print_json, print_marked, print_table, print_text, say
+from karma_electric.wording import counted
 
 Status = Annotated[list[str] | None, typer.Option(help="Only rows of this status; may be given again.")]
 Limit = Annotated[int, typer.Option(min=1, help="The most rows.")]
@@ -51,7 +52,7 @@ def stats(database: Database = DEFAULT_DATABASE, json_output: Json = False) -> N
         print_json(dataclasses.asdict(found))
         return
     flagged = f", {found.with_template_flag} with a template flag" if found.with_template_flag else ""
-    print_text(f"{found.examples} examples, {found.accepted} accepted{flagged}", style="bold")
+    print_text(f"{counted(found.examples, 'example')}, {found.accepted} accepted{flagged}", style="bold")
     tables = {
         "status": {status: {status: count} for status, count in found.by_status.items()},
         "category": found.by_category,

@@ -11,6 +11,7 @@ import typer
 
 from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, now
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 Id = Annotated[str, typer.Argument(help="The id of an example.")]
 Ids = Annotated[list[str], typer.Argument(help="The ids of examples, all or none of which are changed.")]
@@ -67,7 +68,7 @@ def import_rows(
     parts += [f"{count} {name}" for name in ("kept", "replaced", "renamed") if (count := getattr(counts, name))]
     _say(f"{file}: {', '.join(parts)}")
     if counts.bad:
-        raise InputError(f"{file}: {counts.bad} bad rows were left out; correct them and import the file again")
+        raise InputError(f"{file}: left out {counted(counts.bad, 'bad row')}; correct and import the file again")
 
 
 def accept(ids: Ids, database: Database = DEFAULT_DATABASE) -> None:
