@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from karma_electric.cli.paths import CONSTRAINTS, GRAPH, LOCK, RECIPE
 from karma_electric.errors import InputError
 from karma_electric.wording import counted
 
@@ -26,9 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    params: Params = Path("params.yaml"),
-    graph: Graph = Path("dvc.yaml"),
-    constraints: Constraints = Path("constraints.txt"),
+    params: Params = RECIPE,
+    graph: Graph = GRAPH,
+    constraints: Constraints = CONSTRAINTS,
 ) -> None:
     """Validate the whole recipe, that its inputs exist, and that the pinned packages are installed.
 
@@ -76,7 +77,7 @@ def lock(json_output: Annotated[bool, typer.Option("--json", help="The stages as
     if committed.returncode:
         raise InputError("dvc.lock: not in the last commit, so there is nothing to compare with; commit it")
     try:
-        built = Path("dvc.lock").read_text("utf-8")
+        built = LOCK.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"dvc.lock: cannot be read ({error}); build with `dvc repro`") from error
     stages = stages_that_differ(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.caps import Acap, Model, find_axis, find_model, say
+from karma_electric.cli.paths import GATE_OUTPUT, PROMPTS, RECIPE, SUITES
 from karma_electric.wording import counted
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The release gate.", no_args_is_help=True)
 
-RECIPE, SUITES, PROMPTS = Path("params.yaml"), Path("data/suites"), Path("data/prompts")
-OUTPUT = Path(".karma/gate")
 _EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 
 Recipe = Annotated[Path, typer.Option("--params", help="The recipe with the bars.")]
@@ -29,9 +28,7 @@ EvidenceFile = Annotated[Path, typer.Argument(help="The evidence of a gate run, 
 def run(
     model: Model = None,
     acap: Acap = None,
-    output: Annotated[Path, typer.Option(help="The folder for gate.json, gate.md and evidence.jsonl.")] = Path(
-        ".karma/gate"
-    ),
+    output: Annotated[Path, typer.Option(help="The folder for gate.json, gate.md and evidence.jsonl.")] = GATE_OUTPUT,
     items: Annotated[int | None, typer.Option(min=1, help="Items a check; by default all of them.")] = None,
     params: Recipe = RECIPE,
     suites: Annotated[Path, typer.Option(help="The folder of the suites.")] = SUITES,

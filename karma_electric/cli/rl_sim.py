@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import PERSONA_PROMPT, Acap, Model, Threads, find_axis, find_model, say
-from karma_electric.cli.gate import SUITES
-from karma_electric.cli.score import EVALUATOR_PROMPT
+from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model, say
+from karma_electric.cli.paths import EVALUATOR_PROMPT, PERSONA_PROMPT, SUITES
 from karma_electric.wording import counted
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.caps import Model, Threads, find_model, say
+from karma_electric.cli.paths import EVALUATOR_PROMPT
 from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.rewards import Exchange, Scored
-
-EVALUATOR_PROMPT = Path("data/prompts/evaluator.txt")
 
 
 def register(app: typer.Typer) -> None:

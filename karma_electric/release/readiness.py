@@ -54,7 +54,7 @@ def check_gate(release: Release) -> str:
 
 def check_verdict(verdict: str) -> None:
     """Raises GateFailedError or GateInconclusiveError unless the verdict is pass."""
-    advice = "see models/release/gate.md; or publish it as what it is: --candidate --reason TEXT"
+    advice = "its gate.md says why; or publish it as what it is: --candidate --reason TEXT"
     if verdict == "fail":
         raise GateFailedError(f"the gate's verdict is fail, so nothing is published; {advice}")
     if verdict != "pass":

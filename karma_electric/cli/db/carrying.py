@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
+from karma_electric.cli.db.options import Database, Json
+from karma_electric.cli.paths import DATABASE
 from karma_electric.errors import InputError
 from karma_electric.wording import counted
 
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def dump(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file; else standard output.")] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Write every row of every table as text, one JSON line a row; `karma db restore` makes a database of it.
 
@@ -42,7 +43,7 @@ def dump(
 def restore(
     file: Annotated[Path, typer.Argument(help="A file of `karma db dump`.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace the database that is there.")] = False,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Make a database of a dump, and check every row of it against its hashes and history.
 
@@ -61,7 +62,7 @@ def history(
         int | None, typer.Option("--at", min=1, help="Show the whole example as this row of history left it.")
     ] = None,
     json_output: Json = False,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Say what was done, when and by which command; or show an example as it was.
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database
+from karma_electric.cli.db.options import Database
 from karma_electric.cli.output import say
+from karma_electric.cli.paths import DATABASE
 from karma_electric.wording import counted
 
 
@@ -35,7 +36,7 @@ def export(
     manifest: Annotated[
         Path | None, typer.Option(help="The manifest of row hashes; beside the output without it.")
     ] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Write the accepted examples, ordered by category and id, and a manifest with the hash of every row.
 
