@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import karma_electric
@@ -13,6 +14,7 @@ JUDGING_CODE = "judging_code_sha256"  # its key in provenance.json
 _ENTRIES = ("karma_electric.gate.judging", "karma_electric.gate.report")
 
 
+@functools.cache
 def judging_code_sha256() -> str:
     """SHA-256 of the files that judge answers and write the report, and of all of ours that these import.
 
