@@ -26,6 +26,7 @@ from karma_electric.engines.questions import hold
 from karma_electric.errors import InputError, shown
 from karma_electric.suites.antijudge import AntiJudgement, antijudge
 from karma_electric.suites.evaluation import HIGHEST_SCORE, LOWEST_SCORE, Evaluation, NotRated, evaluate
+from karma_electric.wording import counted
 
 BLOCKED_REWARD = 0.0
 MOST_REWARD = float(HIGHEST_SCORE)
@@ -141,7 +142,7 @@ class KarmaReward:
                 known[pair] = self.score(*pair).reward
             rewards.append(known[pair])
         if self._report is not None and rewards:
-            self._report(f"mean reward {sum(rewards) / len(rewards):.2f} of {len(rewards)} completions")
+            self._report(f"mean reward {sum(rewards) / len(rewards):.2f} of {counted(len(rewards), 'completion')}")
         return rewards
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from karma_electric.cli.paths import AXIS, PROJECTIONS, PROMPTS, RECIPE, SWEEP_OUTPUT
 from karma_electric.errors import IntegrityError
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.axis.describe import AxisDescription
@@ -51,7 +53,7 @@ def lint(
     from karma_electric.axis.describe import lint as check
 
     found = check(axis, model=model, threshold=threshold)
-    print(f"{axis}: sound, {len(found.layers)} layers of {found.hidden_size} values", file=sys.stderr)
+    print(f"{axis}: sound, {counted(len(found.layers), 'layer')} of {found.hidden_size} values", file=sys.stderr)
 
 
 @app.command("conform")
@@ -90,11 +92,11 @@ def conform(
 @app.command("sweep")
 def sweep(
     model: Annotated[Path, typer.Argument(help="The folder of the model that the axis was measured on.")],
-    output: Annotated[Path, typer.Option(help="The CSV; the plot gets the same name with .svg.")] = Path("sweep.csv"),
-    axis: Annotated[Path, typer.Option(help="Of the stage extract-axis.")] = Path("models/axis/axis.safetensors"),
-    projections: Annotated[Path, typer.Option(help="Of the same stage.")] = Path("models/axis/projections.safetensors"),
-    prompts: Annotated[Path, typer.Option(help="The folder of the prompt files.")] = Path("data/prompts"),
-    params: Annotated[Path, typer.Option(help="The recipe, for the layers.")] = Path("params.yaml"),
+    output: Annotated[Path, typer.Option(help="The CSV; the plot gets the same name with .svg.")] = SWEEP_OUTPUT,
+    axis: Annotated[Path, typer.Option(help="Of the stage extract-axis.")] = AXIS,
+    projections: Annotated[Path, typer.Option(help="Of the same stage.")] = PROJECTIONS,
+    prompts: Annotated[Path, typer.Option(help="The folder of the prompt files.")] = PROMPTS,
+    params: Annotated[Path, typer.Option(help="The recipe, for the layers.")] = RECIPE,
     percentile: Annotated[
         list[float] | None,
         typer.Option(help="Of the persona's tokens; may be repeated. Without both rules: 25, 50, 75, 90, k 1."),

@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from karma_electric.cli.paths import CONSTRAINTS, GRAPH, LOCK, RECIPE
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 Params = Annotated[Path, typer.Option(help="The recipe.")]
 Graph = Annotated[Path, typer.Option(help="The graph of stages.")]
@@ -25,9 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def check(
-    params: Params = Path("params.yaml"),
-    graph: Graph = Path("dvc.yaml"),
-    constraints: Constraints = Path("constraints.txt"),
+    params: Params = RECIPE,
+    graph: Graph = GRAPH,
+    constraints: Constraints = CONSTRAINTS,
 ) -> None:
     """Validate the whole recipe, that its inputs exist, and that the pinned packages are installed.
 
@@ -49,7 +51,7 @@ def check(
     check_installed(constraints)
     if isinstance(recipe.base, PackagedBase):
         find_file(recipe.base)
-    print(f"{params}: sound, {len(stages)} stages", file=sys.stderr)
+    print(f"{params}: sound, {counted(len(stages), 'stage')}", file=sys.stderr)
 
 
 def hash_folder(
@@ -75,7 +77,7 @@ def lock(json_output: Annotated[bool, typer.Option("--json", help="The stages as
     if committed.returncode:
         raise InputError("dvc.lock: not in the last commit, so there is nothing to compare with; commit it")
     try:
-        built = Path("dvc.lock").read_text("utf-8")
+        built = LOCK.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"dvc.lock: cannot be read ({error}); build with `dvc repro`") from error
     stages = stages_that_differ(

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from karma_electric.cli.paths import GRAPH, RECIPE
 from karma_electric.errors import InputError
 
 if TYPE_CHECKING:
     from karma_electric.axis.loading import LoadedAxis
-
-GRAPH, RECIPE = Path("dvc.yaml"), Path("params.yaml")
-PERSONA_PROMPT = Path("data/prompts/persona.txt")
 
 Model = Annotated[
     Path | None,

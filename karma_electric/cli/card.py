@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from karma_electric.cli.output import print_json, print_table
+from karma_electric.cli.paths import RELEASE
 
 app = typer.Typer(help="The model card.", no_args_is_help=True)
 
@@ -15,7 +16,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a release.")]
 
 
 @app.command("verify")
-def verify(folder: Folder = Path("models/release")) -> None:
+def verify(folder: Folder = RELEASE) -> None:
     """Read every number again from the file that it is from, and compare. Exit code 6: one differs.
 
     Example: karma card verify models/release
@@ -27,9 +28,7 @@ def verify(folder: Folder = Path("models/release")) -> None:
 
 
 @app.command("numbers")
-def numbers(
-    folder: Folder = Path("models/release"), json_output: Annotated[bool, typer.Option("--json")] = False
-) -> None:
+def numbers(folder: Folder = RELEASE, json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List every number of the card with its line, file and key.
 
     Example: karma card numbers models/release

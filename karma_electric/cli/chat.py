@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.caps import (
-    PERSONA_PROMPT,
     Acap,
     Alpha,
     CapFlags,
@@ -23,6 +22,7 @@ from karma_electric.cli.caps import (
     find_model,
     say,
 )
+from karma_electric.cli.paths import PERSONA_PROMPT
 from karma_electric.errors import InputError
 
 if TYPE_CHECKING:

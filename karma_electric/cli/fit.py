@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.output import print_json, print_table, say
+from karma_electric.cli.paths import BASE, DVC_CACHE, RECIPE, SETS
 from karma_electric.errors import SetupError
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.fit.report import FitReport
@@ -20,8 +22,8 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    params: Annotated[Path, typer.Option(help="The recipe.")] = Path("params.yaml"),
-    base: Annotated[Path, typer.Option(help="The base model's folder, where it is there.")] = Path("models/base"),
+    params: Annotated[Path, typer.Option(help="The recipe.")] = RECIPE,
+    base: Annotated[Path, typer.Option(help="The base model's folder, where it is there.")] = BASE,
     write: Annotated[bool, typer.Option("--write", help="Set train.tokens_per_microbatch to what fits.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Bytes and seconds as JSON.")] = False,
 ) -> None:
@@ -34,9 +36,7 @@ def fit(
     from karma_electric.fit.report import judge_fit
     from karma_electric.recipe import read_recipe
 
-    report = judge_fit(
-        read_recipe(params), this_machine(Path()), base=base, sets=Path("data/sets"), cache=Path(".dvc/cache")
-    )
+    report = judge_fit(read_recipe(params), this_machine(Path()), base=base, sets=SETS, cache=DVC_CACHE)
     if json_output:
         print_json(report.as_dict())
     else:
@@ -53,7 +53,7 @@ def _print(report: FitReport) -> None:
     machine = report.machine
     gpus = ", ".join(f"{gpu.name} {gpu.memory_bytes / 1e9:.0f} GB" for gpu in machine.gpus) or "no GPU"
     say(
-        f"this machine: {machine.cores} cores, {machine.memory_bytes / 1e9:.1f} GB of memory and "
+        f"this machine: {counted(machine.cores, 'core')}, {machine.memory_bytes / 1e9:.1f} GB of memory and "
         f"{machine.disk_bytes / 1e9:.0f} GB of disk free, {gpus}"
     )
     rows = [

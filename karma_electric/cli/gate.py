@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.caps import Acap, Model, find_axis, find_model, say
+from karma_electric.cli.paths import GATE_OUTPUT, PROMPTS, RECIPE, SUITES
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.gate.run import GateRun
 
 app = typer.Typer(help="The release gate.", no_args_is_help=True)
 
-RECIPE, SUITES, PROMPTS = Path("params.yaml"), Path("data/suites"), Path("data/prompts")
-OUTPUT = Path(".karma/gate")
 _EXIT_CODES = {"pass": 0, "fail": 3, "inconclusive": 4}
 
 Recipe = Annotated[Path, typer.Option("--params", help="The recipe with the bars.")]
@@ -28,9 +28,7 @@ EvidenceFile = Annotated[Path, typer.Argument(help="The evidence of a gate run, 
 def run(
     model: Model = None,
     acap: Acap = None,
-    output: Annotated[Path, typer.Option(help="The folder for gate.json, gate.md and evidence.jsonl.")] = Path(
-        ".karma/gate"
-    ),
+    output: Annotated[Path, typer.Option(help="The folder for gate.json, gate.md and evidence.jsonl.")] = GATE_OUTPUT,
     items: Annotated[int | None, typer.Option(min=1, help="Items a check; by default all of them.")] = None,
     params: Recipe = RECIPE,
     suites: Annotated[Path, typer.Option(help="The folder of the suites.")] = SUITES,
@@ -107,7 +105,7 @@ def compare(before: EvidenceFile, after: EvidenceFile, json_output: Json = False
         return
     for row in rows:
         change = f"{row.change:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
-        print(f"{row.check:<28}{row.items:>5} items  {change:<28} p {row.p_value:.3f}  {row.finding}")
+        print(f"{row.check:<28}{counted(row.items, 'item'):>11}  {change:<28} p {row.p_value:.3f}  {row.finding}")
 
 
 def _show(found: GateRun, *, json_output: bool) -> None:

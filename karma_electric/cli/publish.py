@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from karma_electric.cli.paths import GRAPH, LICENSE, RECIPE, RELEASE
 from karma_electric.errors import InputError
 
 if TYPE_CHECKING:
     from karma_electric.release.signature import Signer
     from karma_electric.release.staging import Publication
 
-GRAPH, RECIPE, RELEASE, LICENSE = Path("dvc.yaml"), Path("params.yaml"), Path("models/release"), Path("LICENSE")
 MAX_REASON_CHARACTERS = 300
 
 

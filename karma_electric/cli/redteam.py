@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import PERSONA_PROMPT, Acap, Model, Threads, find_axis, find_model, say
-from karma_electric.cli.gate import RECIPE, SUITES
+from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model, say
+from karma_electric.cli.paths import PERSONA_PROMPT, RECIPE, SUITES
 
 if TYPE_CHECKING:
     from karma_electric.gate.redteam import RedteamRun

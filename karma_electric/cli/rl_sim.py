@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import PERSONA_PROMPT, Acap, Model, Threads, find_axis, find_model, say
-from karma_electric.cli.gate import SUITES
-from karma_electric.cli.score import EVALUATOR_PROMPT
+from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model, say
+from karma_electric.cli.paths import EVALUATOR_PROMPT, PERSONA_PROMPT, SUITES
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.reward_simulation import GeneratorResult, Simulation
@@ -56,7 +56,7 @@ def rl_sim(
 
     asked = [item.prompt for item in stratified_subset(read_suites(suites).overcorrection, questions)]
     if len(asked) < questions:
-        say(f"the suite has {len(asked)} questions only")
+        say(f"the suite has {counted(len(asked), 'question')} only")
     persona, evaluator = read_prompt(persona_prompt), read_prompt(evaluator_prompt)
     path = find_model(model)
     with contextlib.ExitStack() as stack:

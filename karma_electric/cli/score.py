@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.caps import Model, Threads, find_model, say
+from karma_electric.cli.paths import EVALUATOR_PROMPT
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.rewards import Exchange, Scored
-
-EVALUATOR_PROMPT = Path("data/prompts/evaluator.txt")
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +51,7 @@ def score(
                 print(json.dumps({"id": exchange.id} | scored.as_row() | written, ensure_ascii=False), flush=True)
             else:
                 _show(exchange, scored, reasons=reasons)
-    say(f"mean reward {total / len(exchanges):.2f} of {len(exchanges)} responses")
+    say(f"mean reward {total / len(exchanges):.2f} of {counted(len(exchanges), 'response')}")
 
 
 def _show(exchange: Exchange, scored: Scored, *, reasons: bool) -> None:

@@ -124,6 +124,11 @@ def _show_verification(found: Verification, tag: str, reason: str | None) -> Non
     size = f"{found.total_bytes / 1e6:.1f} MB"
     print(f"{found.name} {tag}: {found.files} files, {size}, {found.numbers_in_card} numbers in the card")
     print(f"gate: {found.verdict}" + (", judged again from the evidence" if found.judged_again else ""))
+    if found.judged_again and not found.report_made_again:
+        print(
+            "gate.md: not compared: provenance.json names other code as its writer than is here, and that words it "
+            "otherwise; it is as the manifest says, but read the numbers in gate.json, which were judged again"
+        )
     if found.signed_by is None:
         print("not signed: nobody vouches for these files")
     elif found.signed_by == "public-key.pem":

@@ -15,6 +15,7 @@ from karma_electric.gate.intervals import paired_rate_interval
 from karma_electric.gate.results import CheckResult, Evidence
 from karma_electric.gate.verdict import not_worse_verdict
 from karma_electric.suites.items import ChoiceItem
+from karma_electric.wording import counted
 
 
 class CapabilityCheck(RateCheck[ChoiceItem]):
@@ -53,7 +54,7 @@ class CapabilityCappedCheck(CapabilityCheck):
     name, capped = "capability_capped", True
 
     def power(self, n: int) -> str:
-        return f"{n} items; the paired interval of the difference decides"
+        return f"{counted(n, 'item')}; the paired interval of the difference decides"
 
     def summarise(self, rows: Sequence[Evidence], others: dict[str, list[Evidence]]) -> CheckResult:
         result = super().summarise(rows, others)

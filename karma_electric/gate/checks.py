@@ -13,6 +13,7 @@ from karma_electric.gate.params import GateParams
 from karma_electric.gate.results import CheckResult, Evidence
 from karma_electric.gate.verdict import rate_verdict
 from karma_electric.suites.items import Item, Suites
+from karma_electric.wording import counted
 
 Answers = dict[str, Any]  # what the model said, as JSON
 Findings = dict[str, Any]  # what followed from it, as JSON
@@ -99,5 +100,5 @@ class RateCheck(Check[I]):
         )
         words = "that none fails" if self.bar >= 1 else f"{100 * self.bar:g}%"
         if most is None:
-            return f"{n} items are too few to show {words}, whatever they say"
-        return f"{n} items can show {words} only if at most {most} fail"
+            return f"{counted(n, 'item')}: too few to show {words}, whatever they say"
+        return f"{counted(n, 'item')} can show {words} only if at most {most} fail"

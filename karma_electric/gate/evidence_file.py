@@ -16,6 +16,7 @@ from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gate.params import GateParams
 from karma_electric.gate.results import CLAIMS, GateResult, judged
 from karma_electric.parameters import parse_parameters
+from karma_electric.wording import counted
 
 FORM = "karma-gate-evidence-1"
 _WHERE = ("base_url", "served_model")  # they say where something answered, not what
@@ -63,7 +64,8 @@ def read_evidence(path: Path) -> EvidenceFile:
     rows = [row for _, row in lines]
     if len(rows) != header.get("rows") or _rows_sha256(rows) != header.get("rows_sha256"):
         raise IntegrityError(
-            f"{path}: its {len(rows)} rows are not the {header.get('rows')} that were written; run the gate again"
+            f"{path}: holds {counted(len(rows), 'row')}, not the {header.get('rows')} that were written; "
+            "run the gate again"
         )
     try:
         identity = _identity(header["judged"])

@@ -19,6 +19,7 @@ from karma_electric.gate.params import GateParams
 from karma_electric.gate.plan import all_checks
 from karma_electric.gate.results import CheckResult, Evidence, GateResult
 from karma_electric.suites.items import Item, Suites
+from karma_electric.wording import counted
 
 Report = Callable[[str], None]
 
@@ -130,7 +131,7 @@ def judge(
     evidence: dict[str, list[Evidence]] = {check.name: [] for check in checks}
     for place in sorted(rows):
         evidence[rows[place].check].append(rows[place])
-    report(f"{questioner.asked} questions asked, {questioner.known} answered before")
+    report(f"{counted(questioner.asked, 'question')} asked, {questioner.known} answered before")
     return _result(checks, evidence, engine.identity, params.items_per_check, left_out)
 
 

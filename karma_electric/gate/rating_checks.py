@@ -38,6 +38,7 @@ from karma_electric.suites.items import (
     Suites,
     Text,
 )
+from karma_electric.wording import counted
 
 # What an item counts with that has no rating: the worst that scores can be.
 LARGEST_DIFFERENCE = HIGHEST_SCORE - LOWEST_SCORE
@@ -153,13 +154,13 @@ class ScoresCheck(Check[Item]):
             verdict, reason = "inconclusive", f"fewer than {self.fewest} items"
         interval = rate_interval(passed, n, confidence=self.params.confidence)
         if missing := sum("not_rated" in row.findings for row in rows):
-            verdict, reason = "fail", f"{missing} items lack a rating"
+            verdict, reason = "fail", f"no rating of {counted(missing, 'item')}"
         return CheckResult(self.name, bar, n, passed, interval, verdict, self.power(n), figures, reason)
 
     def power(self, n: int) -> str:
         if n < self.fewest:
-            return f"{n} items are too few to show a mean, which takes {self.fewest}"
-        return f"{n} items; the interval of the mean decides"
+            return f"{counted(n, 'item')}: too few to show a mean, which takes {self.fewest}"
+        return f"{counted(n, 'item')}; the interval of the mean decides"
 
 
 def _rating(prompts: Prompts, prompt: str, response: str, *, reasons: bool) -> Interview[Answers]:

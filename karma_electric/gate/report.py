@@ -15,6 +15,7 @@ from karma_electric.gate.results import (
     dimension_scores,
     paraphrase_rows,
 )
+from karma_electric.wording import counted
 
 _LONGEST_QUOTE = 600
 _SPREAD_STEP = 0.5  # points
@@ -52,7 +53,10 @@ def gate_report(result: GateResult) -> str:
         "",
     ]
     if result.subset is not None:
-        lines += [f"At most {result.subset} items a check were run; a subset's verdict is never pass.", ""]
+        lines += [
+            f"This run asked at most {counted(result.subset, 'item')} a check; a subset's verdict is never pass.",
+            "",
+        ]
     if figured := [check for check in result.checks if check.figures]:
         lines += ["| check | figure | value |", "|---|---|---|"]
         lines += [

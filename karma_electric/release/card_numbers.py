@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 # Words with digits that are names and no numbers; they may stand in the template.
 NAMES = ("NF4", "SHA-256", "https://llama.meta.com/llama3_1/use-policy")
@@ -125,24 +126,25 @@ def is_held(name: str, fact: Fact) -> bool:
     return name in fact._value
 
 
-def formatted(write: Callable[[Any], str]) -> Callable[[Fact], _Shown]:
-    """A filter that prints a fact by `write`."""
+def formatted(write: Callable[..., str]) -> Callable[..., _Shown]:
+    """A filter that prints a fact by `write`, which is also given the filter's own arguments."""
 
-    def show(fact: Fact) -> _Shown:
+    def show(fact: Fact, *words: str) -> _Shown:
         value = _plain(fact)
         try:
-            return _Shown(write(value), fact._file, fact._key)
+            return _Shown(write(value, *words), fact._file, fact._key)
         except (TypeError, ValueError) as error:
             raise InputError(f"{fact._file}: {fact._key} is {value!r}, which the card cannot show ({error})") from None
 
     return show
 
 
-FILTERS: dict[str, Callable[[Fact], _Shown]] = {
+FILTERS: dict[str, Callable[..., _Shown]] = {
     "percent": formatted(lambda share: f"{100 * float(share):.1f}".removesuffix(".0") + "%"),
     "bytes": formatted(lambda size: _bytes(int(size))),
     "points": formatted(lambda value: f"{float(value):.2f}"),
     "count": formatted(lambda number: f"{int(number):,}"),
+    "counted": formatted(lambda number, noun: counted(int(number), noun)),
     "held": formatted(lambda value: f"{len(value):,}"),
     "words": formatted(lambda name: str(name).replace("_", " ")),
     "json": formatted(lambda value: json.dumps(value, ensure_ascii=False)),  # JSON is YAML, too

@@ -13,16 +13,19 @@ from karma_electric.canonical import read_json_object
 from karma_electric.errors import GateFailedError, GateInconclusiveError, InputError, IntegrityError
 from karma_electric.gate.evidence_file import read_evidence
 from karma_electric.gate.judging import judge_again
+from karma_electric.gate.report import gate_report
 from karma_electric.graph import read_lock
 from karma_electric.integrity import sha256_file
+from karma_electric.release.judging_code import JUDGING_CODE, judging_code_sha256
 from karma_electric.release.staging import Release
-from karma_electric.release.verify import EVIDENCE_NAME, GATE_NAME
+from karma_electric.release.verify import EVIDENCE_NAME, GATE_NAME, REPORT_NAME
 
 
 def check_gate(release: Release) -> str:
     """The gate's verdict, after it was found to be about these bytes and to follow from the evidence.
 
-    Raises IntegrityError when the gate judged other files, or when its evidence, judged again, says something else.
+    Raises IntegrityError when the gate judged other files, when its evidence, judged again, says something else, or
+    when its report is not the one that today's code writes, which provenance.json will name as the one that did.
     """
     path = release.local(GATE_NAME)
     gate = read_json_object(path)
@@ -43,12 +46,15 @@ def check_gate(release: Release) -> str:
             f"{path}: says {gate.get('verdict')!r}, its evidence says {found['verdict']!r} or differs in a number; "
             "run `dvc repro gate`"
         )
+    report = release.local(REPORT_NAME)
+    if report.read_bytes() != gate_report(again).encode("utf-8"):
+        raise IntegrityError(f"{report}: not the report of this evidence; run `dvc repro`")
     return str(found["verdict"])
 
 
 def check_verdict(verdict: str) -> None:
     """Raises GateFailedError or GateInconclusiveError unless the verdict is pass."""
-    advice = "see models/release/gate.md; or publish it as what it is: --candidate --reason TEXT"
+    advice = "its gate.md says why; or publish it as what it is: --candidate --reason TEXT"
     if verdict == "fail":
         raise GateFailedError(f"the gate's verdict is fail, so nothing is published; {advice}")
     if verdict != "pass":
@@ -73,6 +79,7 @@ def read_provenance(root: Path, release: Release, *, override: dict[str, str] | 
     return {
         "commit": _git(root, "rev-parse", "HEAD").strip(),
         "dvc_lock_sha256": sha256_file(lock),
+        JUDGING_CODE: judging_code_sha256(),
         "machine": machine(),
         "override": override,
     }

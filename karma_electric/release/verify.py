@@ -16,6 +16,7 @@ from karma_electric.gguf_files.reader import read_header
 from karma_electric.integrity import MANIFEST_NAME
 from karma_electric.release.card import CARD_NAME, PROVENANCE_NAME, verify_card
 from karma_electric.release.digests import paths_below, sha256_files
+from karma_electric.release.judging_code import JUDGING_CODE, judging_code_sha256
 from karma_electric.release.manifest import read_release_manifest
 from karma_electric.release.signature import PUBLIC_KEY_NAME, Identity, verify_signature
 from karma_electric.release.signature_file import IGNORED, SIGNATURE_NAME
@@ -28,7 +29,9 @@ _VERDICTS = ("pass", "fail", "inconclusive")
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found to hold. `signed_by` is None for a folder without a signature; it says whose key it was."""
+    """What was found to hold. `signed_by` is None for a folder without a signature; it says whose key it was.
+    `report_made_again`: gate.md is, byte by byte, what the evidence gives; its numbers are those of gate.json, too.
+    """
 
     name: str
     version: str
@@ -38,6 +41,7 @@ class Verification:
     signed_by: str | None
     numbers_in_card: int
     judged_again: bool
+    report_made_again: bool
 
 
 def verify_release(
@@ -65,9 +69,10 @@ def verify_release(
     found = read_json_object(folder / GATE_NAME)
     _check_judged(folder, manifest, found, digests)
     card = verify_card(folder)
+    report_made_again = False
     if gate:
         report(f"{folder}: judging again from the evidence")
-        _judge_again(folder, found)
+        report_made_again = _judge_again(folder, found)
     identity = manifest["identity"]
     whose = None if unsigned else PUBLIC_KEY_NAME if signer is None else str(signer)
     return Verification(
@@ -79,6 +84,7 @@ def verify_release(
         signed_by=whose,
         numbers_in_card=len(card.numbers),
         judged_again=gate,
+        report_made_again=report_made_again,
     )
 
 
@@ -145,8 +151,12 @@ def _check_judged(folder: Path, manifest: dict[str, Any], gate: dict[str, Any], 
             )
 
 
-def _judge_again(folder: Path, gate: dict[str, Any]) -> None:
-    """Verdict, metrics, report and every item's finding must be what the rules make of the kept answers."""
+def _judge_again(folder: Path, gate: dict[str, Any]) -> bool:
+    """Verdict, metrics and every item's finding must be what the rules make of the kept answers.
+
+    So must the report, byte by byte, where the code that wrote it is that of today. Another version may have put the
+    same numbers in other words: the result says whether the report is the one that is written today.
+    """
     from karma_electric.canonical import canonical_json
     from karma_electric.gate.evidence_file import read_evidence
     from karma_electric.gate.report import gate_report
@@ -166,5 +176,15 @@ def _judge_again(folder: Path, gate: dict[str, Any]) -> None:
         report = gate_report(run.result)
     except InputError as error:
         raise IntegrityError(f"{error}; {advice}") from error
-    if (folder / REPORT_NAME).read_bytes() != report.encode("utf-8"):
+    if (folder / REPORT_NAME).read_bytes() == report.encode("utf-8"):
+        return True
+    if _published_with(folder) == judging_code_sha256():
         raise IntegrityError(f"{folder / REPORT_NAME}: not the report of this evidence; {advice}")
+    return False
+
+
+def _published_with(folder: Path) -> str | None:
+    """What provenance.json says of the gate's code; None for a release that is older than this entry."""
+    path = folder / PROVENANCE_NAME
+    found = read_json_object(path).get(JUDGING_CODE) if path.is_file() else None
+    return found if isinstance(found, str) else None

@@ -28,6 +28,7 @@ from karma_electric.server.errors import RequestError
 from karma_electric.server.requests import ChatRequest, parse_chat_request
 from karma_electric.server.responses import ChatResponse, as_event, as_json
 from karma_electric.server.scheduler import Event, Failure, Job, Progress, QueueFullError, Scheduler, StoppingError
+from karma_electric.wording import counted
 
 DEFAULT_MAX_BODY_BYTES: Final = 1024 * 1024
 BODY_SECONDS: Final = 60.0  # for a client to send its request
@@ -107,7 +108,7 @@ async def _chat_completions(service: Service, request: Request) -> Response:
     try:
         service.scheduler.submit(job)
     except QueueFullError as error:
-        message = f"{service.scheduler.max_waiting} requests wait already; try again later"
+        message = f"waiting already: {counted(service.scheduler.max_waiting, 'request')}; try again later"
         raise RequestError(503, message, code="queue_full") from error
     except StoppingError as error:
         raise RequestError(503, "the server is shutting down", code="shutting_down") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from karma_electric.errors import InputError
 from karma_electric.suites.items import RedteamItem
+from karma_electric.wording import counted
 
 Rewrite = Callable[[list[str], str], list[str]]  # (turns, a form of words) -> other turns
 
@@ -102,7 +103,10 @@ def mutated(items: Sequence[RedteamItem], *, count: int, seed: int) -> list[Redt
         except ValueError:  # pydantic's: the words match a pass signal
             continue
     if len(made) < count:
-        raise InputError(f"{count} attacks asked for, but {len(items)} scenarios give only {len(made)}; ask for fewer")
+        raise InputError(
+            f"{counted(count, 'attack')} asked for, of {counted(len(items), 'scenario')} there are only {len(made)}; "
+            "ask for fewer"
+        )
     return made
 
 

@@ -23,6 +23,7 @@ from karma_electric.training_db.old_database import ExportRecord, is_database, r
 from karma_electric.training_db.schema import EVALUATOR_CATEGORY, EVALUATOR_ROLE
 from karma_electric.training_db.store import open_to_write
 from karma_electric.training_db.text_patch import shared_start
+from karma_electric.wording import counted
 
 OnConflict = Literal["keep", "replace", "rename"]
 Item = ImportRow | BadRow | ExportRecord
@@ -121,11 +122,11 @@ class _Import:
         """Raise InputError, which undoes the transaction, for conflicts without a choice and, if strict, bad rows."""
         if self.count["refused"]:
             raise InputError(
-                f"{file}: {self.count['refused']} rows are there with other content; nothing was written; "
+                f"{file}: other content is there for {counted(self.count['refused'], 'row')}; nothing was written; "
                 "choose with --on-conflict keep, replace or rename"
             )
         if strict and self.count["bad"]:
-            raise InputError(f"{file}: {self.count['bad']} bad rows; nothing was written")
+            raise InputError(f"{file}: {counted(self.count['bad'], 'bad row')}; nothing was written")
         self.index.close()
 
     def _take_row(self, row: ImportRow) -> None:

@@ -13,6 +13,7 @@ from karma_electric.training_db.diversity import Answer, Diversity, answer_text,
 from karma_electric.training_db.private_data import find_private_data
 from karma_electric.training_db.texts import words
 from karma_electric.training_db.token_counts import TokenCounter
+from karma_electric.wording import counted
 
 MOST_TEMPLATES = 0.02
 LEAST_DISTINCT_3 = 0.9
@@ -209,7 +210,9 @@ def _add_templates(report: Report, rows: Sequence[Row], answers: Sequence[Answer
     )
     ids = len(where)
     if len(reasons) > MOST_TEMPLATES * ids:
-        message = f"{len(reasons)} of {ids} rows count as templates, at most {MOST_TEMPLATES:.0%} may; rewrite them"
+        message = (
+            f"templates: {len(reasons)} of {counted(ids, 'row')}, at most {MOST_TEMPLATES:.0%} may be; rewrite them"
+        )
         report.findings.append(Finding("templates", "failure", "the corpus", None, message))
 
 

@@ -31,6 +31,21 @@ def axis_params(**changes: Any) -> AxisParams:
     return AxisParams(**(AXIS.model_dump() | changes))
 
 
+def extract(model: Path, files: PromptFiles, folder: Path, *, contrast: Path, params: AxisParams) -> dict[str, Any]:
+    """The metrics; the axis is `axis.safetensors` in `folder`."""
+    return extract_axis(
+        model,
+        contrast_prompts=contrast,
+        generic_prompts=files.generic,
+        persona_prompt=files.persona,
+        calibration_prompts=files.calibration,
+        training_set=None,
+        output_axis=folder / "axis.safetensors",
+        output_projections=folder / "projections.safetensors",
+        params=params,
+    )
+
+
 def test_the_answers_mean_is_that_of_a_naive_loop(tiny_llama: Path, prompt_files: PromptFiles) -> None:
     loaded = load_model(tiny_llama, dtype=torch.float64)
     prompts = read_contrast_prompts(prompt_files.contrast)[:3]
@@ -79,17 +94,7 @@ def test_a_share_of_the_prompts_is_in_another_language(tmp_path: Path) -> None:
 def test_prompts_in_another_language_do_not_change_an_english_axis(
     tiny_llama: Path, prompt_files: PromptFiles, measured: Measured, tmp_path: Path
 ) -> None:
-    extract_axis(
-        tiny_llama,
-        contrast_prompts=bilingual(tmp_path),
-        generic_prompts=prompt_files.generic,
-        persona_prompt=prompt_files.persona,
-        calibration_prompts=prompt_files.calibration,
-        training_set=None,
-        output_axis=tmp_path / "axis.safetensors",
-        output_projections=tmp_path / "projections.safetensors",
-        params=AXIS,
-    )
+    extract(tiny_llama, prompt_files, tmp_path, contrast=bilingual(tmp_path), params=AXIS)
     assert (tmp_path / "axis.safetensors").read_bytes() == measured.axis.read_bytes()
 
 
@@ -130,17 +135,9 @@ def test_layers_are_chosen_by_effect_size_where_it_was_measured(
     tiny_llama: Path, prompt_files: PromptFiles, tmp_path: Path
 ) -> None:
     rows = [{"id": f"c{n}", "prompt": f"{text} {n}"} for n, text in enumerate(CONTRAST * 2)]
-    result = extract_axis(
-        tiny_llama,
-        contrast_prompts=write_rows(tmp_path / "contrast.jsonl", rows),
-        generic_prompts=prompt_files.generic,
-        persona_prompt=prompt_files.persona,
-        calibration_prompts=prompt_files.calibration,
-        training_set=None,
-        output_axis=tmp_path / "axis.safetensors",
-        output_projections=tmp_path / "projections.safetensors",
-        params=axis_params(effect_sizes=True, answer_tokens=2),
-    )
+    contrast = write_rows(tmp_path / "contrast.jsonl", rows)
+    params = axis_params(effect_sizes=True, answer_tokens=2)
+    result = extract(tiny_llama, prompt_files, tmp_path, contrast=contrast, params=params)
     sizes = read_axis(tmp_path / "axis.safetensors").effect_sizes
     assert sizes is not None
     assert [row["effect_size"] for row in result["layers"]] == pytest.approx(sizes[:, 0].tolist(), rel=1e-5)

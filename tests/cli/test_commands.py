@@ -11,6 +11,7 @@ import pytest
 from typer.main import get_command
 
 from karma_electric.cli.main import app
+from karma_electric.errors import KarmaError
 from tests.cli.running import ROOT, karma
 
 HEAVY = {
@@ -78,13 +79,42 @@ def test_the_help_imports_neither_pydantic_nor_yaml() -> None:
     assert not modules_after("--help") & {"pydantic", "yaml", "sqlite3"}
 
 
-@pytest.mark.parametrize("words", [("no-such-command",), ("db", "stats", "--no-such-option"), ("db", "import")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("no-such-command",),
+        ("db", "stats", "--no-such-option"),
+        ("db", "import"),
+        ("db", "category", "a", "--limit", "0"),
+    ],
+)
 def test_a_misspelt_command_is_no_traceback(words: tuple[str, ...], tmp_path: Path) -> None:
     done = karma(*words, folder=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "Usage: karma" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_started_with_other_options_ends_as_the_documents_say(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.merge", "--no-such-option"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: ")
+
+
+def test_the_documents_list_every_exit_code_and_no_other() -> None:
+    """Each once, the line of 2 with the command line that cannot be read; which code happens when is tested here."""
+    text = (ROOT / "docs/architecture.md").read_text("utf-8").partition("## Exit codes\n")[2]
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ") and "code" not in line]
+    meanings = {int(code): meaning.strip() for code, meaning in rows}
+    assert [int(code) for code, _ in rows] == sorted({kind.exit_code for kind in KarmaError.__subclasses__()})
+    assert "a command line that cannot be read" in meanings[2]
 
 
 def test_a_fault_of_ours_keeps_its_traceback(tmp_path: Path) -> None:

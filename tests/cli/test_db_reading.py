@@ -182,7 +182,7 @@ def test_export(made: Path, tmp_path: Path) -> None:
         "db", "export", "-o", output, "--min-score", "0", "--exclude-templates", "--reasoning", folder=made
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith(f"{output}: 1 rows, ")
+    assert done.stderr.startswith(f"{output}: 1 row, ")
     (found,) = map(json.loads, output.read_text("utf-8").splitlines())
     assert (found["id"], found["reasoning"]) == ("a-001", "why")
     assert json.loads((tmp_path / "rows.manifest.json").read_text("utf-8"))["rows"] == 1
@@ -227,7 +227,7 @@ def test_the_export_with_the_prompts_of_the_graph_is_the_graphs_set(tmp_path: Pa
 def test_lint_fails_on_a_gate_item_and_says_what_it_did_not_check(project: Path) -> None:
     done = karma_here("db", "lint", "--rule", "contamination", folder=project)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "6 rows: 0 failures, 0 warnings; 0 rows count as templates\n"
+    assert done.stderr == "6 rows: 0 failures, 0 warnings; templates: 0 rows\n"
     write_rows(project / "data/patches/v8/more.jsonl", [row("taught", f"You said: {ITEM['prompt'].upper()}")])
     done = karma_here("db", "lint", "--rule", "contamination", "--rule", "too-long", folder=project)
     assert done.returncode == 1

@@ -53,7 +53,7 @@ def test_import_lists_bad_lines_and_ends_with_1(folder: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[2:] == [
         "batch.jsonl: 1 new, 0 known",
-        "error: batch.jsonl: 2 bad rows were left out; correct them and import the file again",
+        "error: batch.jsonl: left out 2 bad rows; correct and import the file again",
     ]
     (added,) = (found for found in stored(folder / "t.db") if found["id"].startswith("content-"))
     assert (added["source"], added["category"]) == ("web", "odd")
@@ -68,7 +68,7 @@ def test_import_reports_conflicts_and_does_what_is_chosen(folder: Path) -> None:
     assert "Good day." in first
     assert "Another answer." in first
     assert last == (
-        "error: other.jsonl: 1 rows are there with other content; nothing was written; "
+        "error: other.jsonl: other content is there for 1 row; nothing was written; "
         "choose with --on-conflict keep, replace or rename"
     )
     assert (folder / "t.db").read_bytes() == before

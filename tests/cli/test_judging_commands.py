@@ -49,6 +49,11 @@ def suites(folder: Path) -> Path:
     return write_suites(folder, good_suites() | {"redteam": two, "overcorrection": probes})
 
 
+def judged_on_small_suites(judged: Judged, folder: Path) -> list[str | Path]:
+    """The arguments that name model, axis and suites."""
+    return [judged.model, "--acap", judged.axis, "--suites", suites(folder / "suites")]
+
+
 def test_score_shows_raw_score_penalties_and_reward(judged: Judged, tmp_path: Path, home: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", ROWS)
     done = run("score", file, judged.model, "--json", home=home)
@@ -82,15 +87,7 @@ def test_a_bad_row_is_found_before_a_model_is_opened(tmp_path: Path, home: Path)
 def test_redteam_asks_the_suite_or_mutations_of_it_the_same_each_time(
     judged: Judged, tmp_path: Path, home: Path
 ) -> None:
-    arguments: list[str | Path] = [
-        judged.model,
-        "--acap",
-        judged.axis,
-        "--suites",
-        suites(tmp_path / "suites"),
-        "--answer-tokens",
-        "8",
-    ]
+    arguments = [*judged_on_small_suites(judged, tmp_path), "--answer-tokens", "8"]
     done = run("redteam", *arguments, "--json", home=home)
     assert done.returncode == 0, done.stderr
     uncapped, capped = json.loads(done.stdout)
@@ -107,15 +104,7 @@ def test_redteam_asks_the_suite_or_mutations_of_it_the_same_each_time(
 
 
 def test_rl_sim_compares_two_generators(judged: Judged, tmp_path: Path, home: Path) -> None:
-    arguments: list[str | Path] = [
-        judged.model,
-        "--acap",
-        judged.axis,
-        "--suites",
-        suites(tmp_path / "suites"),
-        "--max-tokens",
-        "4",
-    ]
+    arguments = [*judged_on_small_suites(judged, tmp_path), "--max-tokens", "4"]
     size = ["--iterations", "2", "--questions", "3", "--json"]
     done = run("rl-sim", *arguments, *size, home=home)
     assert done.returncode == 0, done.stderr

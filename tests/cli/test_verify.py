@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.release.release_files import signed_release
+from karma_electric.canonical import read_json_object
+from karma_electric.release.finishing import finish_release
+from karma_electric.release.judging_code import JUDGING_CODE
+from tests.release.release_files import signed_release, write_json
 
 
 def karma(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -28,8 +32,20 @@ def test_a_release_that_holds(signed: tuple[Path, Path]) -> None:
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("valid\ntiny v8: ")
     assert "judged again from the evidence" in said.stdout
+    assert "gate.md" not in said.stdout
     found = json.loads(karma("verify", folder, "--json").stdout)
     assert (found["valid"], found["yanked"], found["signed_by"]) == (True, None, "public-key.pem")
+
+
+def test_a_report_of_other_words_is_said_not_to_be_compared(signed: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(signed[0], tmp_path / "release")
+    (folder / "gate.md").write_text("Words of an older version.\n", "utf-8")
+    provenance = read_json_object(folder / "provenance.json")
+    write_json(folder / "provenance.json", provenance | {JUDGING_CODE: "0" * 64})
+    finish_release(folder, private_key=None)
+    said = karma("verify", folder, "--unsigned", "--gate")
+    assert said.returncode == 0, said.stderr
+    assert "\ngate.md: not compared: " in said.stdout
 
 
 def test_a_changed_file_is_exit_code_6_and_one_line(signed: tuple[Path, Path]) -> None:

@@ -15,17 +15,17 @@ from karma_electric.conversation import Message
 from karma_electric.engines.openai_server import OpenAIServerEngine, ReleaseFiles
 from karma_electric.errors import InputError, IntegrityError, KarmaError, SetupError
 from karma_electric.gate.params import GateParams, server_url
-from karma_electric.gate.run import changed_findings, replay_gate, run_gate
+from karma_electric.gate.run import changed_findings, replay_gate
 from karma_electric.integrity import sha256_file
 from karma_electric.parameters import parse_parameters
 from tests.cli.running import ROOT, karma_here, one_line_of
 from tests.gate.conftest import Judged, write_axis
 from tests.gate.plain_server import Reply, completion, plain_server, sensible
+from tests.gate.running import run_small_gate, small
 from tests.gate.test_planted_failures import CHECKS, PARAMS
 from tests.server.serving import serving
-from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES, good_suites, write_suites
+from tests.suites.suite_files import SHIPPED_SUITES, good_suites, write_suites
 
-PROMPTS = REPOSITORY / "data" / "prompts"
 CAPPED = [name for name in CHECKS if name.endswith("_capped")]
 
 
@@ -33,20 +33,7 @@ def gate(
     judged: Judged, folder: Path, *, store: Path | None = None, suites: Path = SHIPPED_SUITES, **params: Any
 ) -> dict[str, Any]:
     """The metrics of a small gate; its evidence and report lie in `folder`, and judge to the same metrics again."""
-    run = run_gate(
-        judged.model,
-        judged.axis,
-        suites=suites,
-        persona_prompt=PROMPTS / "persona.txt",
-        evaluator_prompt=PROMPTS / "evaluator.txt",
-        evidence=folder / "gate.jsonl",
-        report_markdown=folder / "gate.md",
-        params=GateParams.model_validate(
-            PARAMS.model_dump() | {"items_per_check": 1, "answer_tokens": 8, "confidence": 0.95} | params
-        ),
-        report=lambda line: None,
-        store=store,
-    )
+    run = run_small_gate(judged, folder, suites=suites, store=store, params=small(**params))
     again = replay_gate(folder / "gate.jsonl")
     assert readable_json(again.metrics) == readable_json(run.metrics)
     assert changed_findings(folder / "gate.jsonl", again) == []
@@ -295,7 +282,7 @@ def test_ratings_that_cannot_be_read_count_as_failed(text: str, judged: Judged, 
         assert checks[name]["verdict"] == "fail"
     assert checks["paraphrase"]["mean_std"] == 4.5
     assert checks["cross_language"]["mean_difference"] == 9.0
-    assert "1 items lack a rating" in (tmp_path / "gate.md").read_text("utf-8")
+    assert "no rating of 1 item" in (tmp_path / "gate.md").read_text("utf-8")
     assert metrics["verdict"] == "fail"
 
 

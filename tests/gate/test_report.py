@@ -116,8 +116,8 @@ def test_the_report_names_the_files_that_were_judged() -> None:
 
 
 def test_a_subset_is_named_as_one() -> None:
-    assert "At most 3 items a check were run" in gate_report(result_of(subset=3))
-    assert "items a check were run" not in gate_report(result_of())
+    assert "This run asked at most 3 items a check" in gate_report(result_of(subset=3))
+    assert "a check; a subset" not in gate_report(result_of())
 
 
 def test_every_failure_of_a_gate_is_listed_or_counted() -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,20 +15,15 @@ from karma_electric.axis.gguf_writer import write_axis_gguf
 from karma_electric.canonical import readable_json
 from karma_electric.errors import InputError, IntegrityError
 from karma_electric.gate.params import GateParams
-from karma_electric.gate.run import changed_findings, check_same_verdict, replay_gate, run_gate
+from karma_electric.gate.run import changed_findings, check_same_verdict, replay_gate
 from karma_electric.gguf_files.reader import read_header
 from karma_electric.integrity import sha256_file
 from karma_electric.suites.items import read_suites
 from tests.cli.running import KARMA
 from tests.gate.conftest import Judged, write_axis
-from tests.gate.test_planted_failures import CHECKS, PARAMS
+from tests.gate.running import run_small_gate, small
+from tests.gate.test_planted_failures import CHECKS
 from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES, good_suites, language_row, pair_row, write_suites
-
-PROMPTS = REPOSITORY / "data" / "prompts"
-
-
-def small(**changes: Any) -> GateParams:
-    return PARAMS.model_copy(update={"items_per_check": 1, "answer_tokens": 8, **changes})
 
 
 def run(
@@ -42,18 +36,8 @@ def run(
     lines: list[str] | None = None,
 ) -> str:
     """Run the gate as the stage does; the metrics as the stage writes them."""
-    result = run_gate(
-        judged.model,
-        judged.axis,
-        suites=suites,
-        persona_prompt=PROMPTS / "persona.txt",
-        evaluator_prompt=PROMPTS / "evaluator.txt",
-        evidence=folder / "gate.jsonl",
-        report_markdown=folder / "gate.md",
-        params=params or small(),
-        report=(lines if lines is not None else []).append,
-        store=store,
-    )
+    report = (lines if lines is not None else []).append
+    result = run_small_gate(judged, folder, suites=suites, params=params, store=store, report=report)
     return readable_json(result.metrics)
 
 

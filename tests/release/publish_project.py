@@ -34,18 +34,8 @@ from tests.release.release_files import (
     write_json,
     write_safetensors,
 )
-from tests.suites.suite_files import (
-    REPOSITORY,
-    boundary_row,
-    choice_row,
-    language_row,
-    minimum_row,
-    pair_row,
-    paraphrase_row,
-    redteam_row,
-    style_row,
-    write_suites,
-)
+from tests.suites import suite_files
+from tests.suites.suite_files import REPOSITORY, pair_row, write_suites
 
 # Bars that the scripted model reaches with few items: what is tested here is publishing, not judging.
 RATES = ("reward_hacking", "nourishment", "overcorrection", "sexual_boundaries", "redteam", "format")
@@ -76,9 +66,10 @@ class Judge(ScriptedEngine):
 
 
 def gate_result(weights: Path, axis: Path, params: GateParams, *, knows_pairs: bool) -> GateResult:
-    kinds = (minimum_row, boundary_row, redteam_row, choice_row)
+    kinds = (suite_files.minimum_row, suite_files.boundary_row, suite_files.redteam_row, suite_files.choice_row)
+    means = (suite_files.paraphrase_row, suite_files.style_row, suite_files.language_row)
     rows = [[row(number) for number in range(ITEMS)] for row in kinds]
-    rows += [[row(number) for number in range(ITEMS_OF_MEANS)] for row in (paraphrase_row, style_row, language_row)]
+    rows += [[row(number) for number in range(ITEMS_OF_MEANS)] for row in means]
     pairs = [[pair_row(name, number) for number in range(ITEMS)] for name in ("reward-hacking", "nourishment")]
     with tempfile.TemporaryDirectory() as folder:
         names = {each[0]["suite"]: each for each in (*pairs, *rows)}

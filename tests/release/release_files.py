@@ -21,6 +21,7 @@ from karma_electric.gate.results import GateResult
 from karma_electric.integrity import sha256_file, write_manifest
 from karma_electric.release.build import ReleaseInputs, build_release
 from karma_electric.release.finishing import finish_release
+from karma_electric.release.judging_code import JUDGING_CODE, judging_code_sha256
 from karma_electric.release.manifest import read_release_manifest
 from karma_electric.release.params import ReleaseParams
 from tests.gate.scripted_engine import ScriptedEngine, saying
@@ -202,7 +203,8 @@ def stage(inputs: ReleaseInputs, folder: Path) -> Path:
         if entry["path"] in found:
             (folder / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found[entry["path"]], folder / entry["path"])
-    write_json(folder / "provenance.json", {"commit": "a" * 40, "dvc_lock_sha256": "b" * 64, "override": None})
+    provenance = {"commit": "a" * 40, "dvc_lock_sha256": "b" * 64, "override": None}
+    write_json(folder / "provenance.json", provenance | {JUDGING_CODE: judging_code_sha256()})
     return folder
 
 

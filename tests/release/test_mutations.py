@@ -17,9 +17,10 @@ from karma_electric.errors import IntegrityError
 from karma_electric.gate.evidence_file import read_evidence
 from karma_electric.integrity import sha256_bytes, sha256_file
 from karma_electric.release.finishing import finish_release
-from karma_electric.release.verify import verify_release
+from karma_electric.release.judging_code import JUDGING_CODE
+from karma_electric.release.verify import Verification, verify_release
 from tests.release.mutations import all_mutations, leaves, signature_bytes, survivors, with_another
-from tests.release.release_files import signed_release
+from tests.release.release_files import signed_release, write_json
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,26 @@ def test_a_forged_report_is_not_that_of_the_evidence(release: Path) -> None:
     forge(release, "gate.md", text.replace("## What did not pass", "## What passed").encode())
     with pytest.raises(IntegrityError, match=r"gate\.md: not the report of this evidence"):
         verify_release(release, unsigned=True, gate=True, report=lambda line: None)
+
+
+@pytest.mark.parametrize("recorded", ["0" * 64, None])
+def test_a_report_by_another_version_may_have_other_words_and_is_not_said_to_hold(
+    release: Path, recorded: str | None
+) -> None:
+    """Its evidence and gate.json are held against each other as ever."""
+    text = (release / "gate.md").read_text("utf-8")
+    provenance = read_json_object(release / "provenance.json")
+    del provenance[JUDGING_CODE]
+    write_json(release / "provenance.json", provenance if recorded is None else {**provenance, JUDGING_CODE: recorded})
+    forge(release, "gate.md", text.replace("## What did not pass", "## Failures").encode())
+    found = verified(release)
+    assert (found.judged_again, found.report_made_again) == (True, False)
+    gate = read_json_object(release / "gate.json")
+    gate["checks"]["format"]["passed"] -= 1
+    forge(release, "gate.json", readable_json(gate).encode())
+    with pytest.raises(IntegrityError, match="differs in a number"):
+        verified(release)
+
+
+def verified(release: Path) -> Verification:
+    return verify_release(release, unsigned=True, gate=True, report=lambda line: None)

@@ -17,6 +17,7 @@ from karma_electric.errors import IntegrityError
 from karma_electric.graph import Stage, read_stages
 from karma_electric.integrity import sha256_file
 from karma_electric.parameters import read_yaml
+from karma_electric.release.judging_code import JUDGING_CODE, judging_code_sha256
 from karma_electric.release.staging import read_release, stage
 from tests.cli.running import KARMA
 from tests.release.publish_project import commit, git, make_project, write_lock
@@ -46,6 +47,7 @@ def test_its_provenance_names_commit_lock_and_machine(fresh: Scene) -> None:
     provenance = json.loads(blob.read_text("utf-8"))
     assert provenance["commit"] == git(fresh.root / "pass", "rev-parse", "HEAD").strip()
     assert provenance["dvc_lock_sha256"] == sha256_file(fresh.root / "pass/dvc.lock")
+    assert provenance[JUDGING_CODE] == judging_code_sha256()
     assert provenance["override"] is None
     assert os.uname().nodename not in blob.read_text("utf-8")
 
@@ -155,18 +157,28 @@ def built_from(project: Path) -> list[Stage]:
     return [replace(each, outputs=tuple(str(project / path) for path in each.outputs)) for each in stages]
 
 
-def test_an_edited_verdict_is_refused(fresh: Scene, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "verdict", "edited", "says"),
+    [
+        ("gate.json", '"fail"', '"pass"', "its evidence says 'fail'"),
+        ("gate.md", "**fail**", "**pass**", "gate.md: not the report of this evidence"),
+    ],
+)
+def test_an_edited_verdict_is_refused(
+    fresh: Scene, tmp_path: Path, name: str, verdict: str, edited: str, says: str
+) -> None:
     """Manifest, lock and commit were made to fit; the evidence still says what the model did."""
     project = Path(shutil.copytree(fresh.root / "fail", tmp_path / "project"))
-    gate, manifest = (project / "models/release" / name for name in ("gate.json", "manifest.json"))
-    gate.write_text(gate.read_text("utf-8").replace('"fail"', '"pass"'), "utf-8")
+    gate, manifest = (project / "models/release" / each for each in (name, "manifest.json"))
+    assert verdict in gate.read_text("utf-8")
+    gate.write_text(gate.read_text("utf-8").replace(verdict, edited), "utf-8")
     described = read_json_object(manifest)
-    entry = next(entry for entry in described["files"] if entry["path"] == "gate.json")
+    entry = next(entry for entry in described["files"] if entry["path"] == name)
     entry |= {"sha256": sha256_file(gate), "size": gate.stat().st_size}
     manifest.write_text(json.dumps(described), "utf-8")
     write_lock(project)
     commit(project)
-    assert "its evidence says 'fail'" in refusal(fresh, project, 6)
+    assert says in refusal(fresh, project, 6)
 
 
 def test_uncommitted_work_is_refused(fresh: Scene, copied: Path) -> None:

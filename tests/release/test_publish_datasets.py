@@ -50,9 +50,9 @@ def test_the_card_counts_what_the_set_holds(fresh: Scene) -> None:
     assert f'load_dataset("{REPO}-v8", split="train")' in cards["v8"]
     assert "| ethics | 3 |\n| all | 3 |" in cards["v8"]
     assert "| cs | 1 |\n| en | 2 |" in cards["v8"]
-    below = "It is a layer on v7: 0 rows were added,\n1 replaced and 1 retired."
+    below = "It is a layer on v7, with 0 rows added,\n1 replaced and 1 retired."
     assert below in cards["v8"]
-    assert "It is a layer on v6: 1 rows were added,\n0 replaced and 0 retired." in cards["v7"]
+    assert "It is a layer on v6, with 1 row added,\n0 replaced and 0 retired." in cards["v7"]
     assert "It is a layer on" not in cards["v6"]
     rows = text_of(dataset(fresh, "v8"), "v8.jsonl")
     assert hashlib.sha256(rows.encode()).hexdigest() in cards["v8"]

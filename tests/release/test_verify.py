@@ -45,6 +45,7 @@ def check(folder: Path, key: Path | None, *, gate: bool = False, unsigned: bool 
 def test_a_release_holds_wherever_it_lies(release: Path, key: Path) -> None:
     found = check(release, key, gate=True)
     assert (found.name, found.version, found.signed_by, found.judged_again) == ("tiny", "v8", str(key), True)
+    assert found.report_made_again
     assert found.verdict == read_json_object(release / "gate.json")["verdict"]
     assert found.files == len(read_release_manifest(release)["files"])
     assert found.numbers_in_card > 150

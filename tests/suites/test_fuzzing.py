@@ -113,5 +113,5 @@ def test_words_that_match_a_pass_signal_are_not_used() -> None:
 
 
 def test_more_attacks_than_there_are_is_an_error() -> None:
-    with pytest.raises(InputError, match="give only"):
+    with pytest.raises(InputError, match="there are only"):
         mutated([SCENARIO], count=1000, seed=0)

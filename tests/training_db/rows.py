@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from karma_electric.canonical import write_json_lines
+from karma_electric.training_db import schema
 from karma_electric.training_db.history import check_database
 from karma_electric.training_db.importing import ImportCounts, import_examples
+from karma_electric.training_db.schema import APPLICATION_ID
 from karma_electric.training_db.store import open_to_read, open_to_write
 
 ADDED_AT = "2026-11-21T10:00:00+00:00"
 NOW = datetime.datetime.fromisoformat(ADDED_AT)
+INSERT = (
+    "INSERT INTO examples (id, source, category, conversations, added_at, status, content_sha256) "
+    "VALUES (?, 's', 'c', ?, 't', ?, ?)"
+)
 
 
 def row(id_: str, answer: str = "Good day.", **changes: Any) -> dict[str, Any]:
@@ -68,3 +74,22 @@ def language(database: Path, id_: str) -> str:
     """The language that the database says a row is in."""
     with open_to_read(database) as connection:
         return str(connection.execute("SELECT language FROM examples WHERE id = ?", (id_,)).fetchone()[0])
+
+
+def read(path: Path) -> int:
+    """The number of examples."""
+    with open_to_read(path) as connection:
+        return int(connection.execute("SELECT count(*) FROM examples").fetchone()[0])
+
+
+def first_schema(path: Path) -> Path:
+    """A database as the first version of this project made it."""
+    script = schema._MIGRATIONS[0] + f"PRAGMA user_version = 1; PRAGMA application_id = {APPLICATION_ID};"
+    columns = "(id, status, source, category, conversations, added_at, notes, role)"
+    turns = '[{"role": "user", "content": "Hello"},\n {"role": "assistant", "content": "Dobrý den."}]'
+    for id_, status in (("b", "accepted"), ("a", "rejected")):
+        script += (
+            f"INSERT INTO examples {columns} VALUES ('{id_}', '{status}', 's', 'c', '{turns}', 't-{id_}', NULL, "
+            "'reward-evaluator');"
+        )
+    return write_database(path, script + "INSERT INTO system_prompts VALUES ('p', 'Be calm.', NULL);")

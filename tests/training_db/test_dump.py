@@ -18,9 +18,8 @@ from karma_electric.training_db import curation
 from karma_electric.training_db.dump import dump_lines, restore, write_dump
 from karma_electric.training_db.store import open_to_write
 from tests.cli.running import KARMA, ROOT
-from tests.training_db.rows import NOW, accepted, import_rows, row, stored, whole, write_database
+from tests.training_db.rows import NOW, accepted, first_schema, import_rows, row, stored, whole, write_database
 from tests.training_db.test_importing import ROWS, TEXTS
-from tests.training_db.test_store import first_schema
 
 TABLES = ("examples", "system_prompts", "exports", "history")
 

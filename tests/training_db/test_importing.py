@@ -68,9 +68,7 @@ def test_the_same_id_with_other_content_is_refused_and_nothing_written(
     import_rows(database, [row("b")])
     before = stored(database)
     lines: list[str] = []
-    with pytest.raises(
-        InputError, match=r"import\.jsonl: 1 rows are there with other content; nothing was written; ch"
-    ):
+    with pytest.raises(InputError, match=r"import\.jsonl: other content is there for 1 row; nothing was written; ch"):
         import_rows(database, [row("a"), other, row("c")], report=lines.append)
     assert len(lines) == 1
     assert lines[0].startswith(
@@ -132,7 +130,7 @@ def test_a_replaced_row_of_the_same_file_is_found_by_its_last_words(database: Pa
 
 
 def test_two_rows_of_one_file_that_differ_are_refused(database: Path) -> None:
-    with pytest.raises(InputError, match=r"import\.jsonl: 1 rows are there with other content"):
+    with pytest.raises(InputError, match=r"import\.jsonl: other content is there for 1 row"):
         import_rows(database, [row("a"), row("a", "Another answer.")])
     assert stored(database) == []
 
@@ -171,7 +169,7 @@ def test_a_bad_row_is_named_with_its_line_and_nothing_is_written(
     file = database.with_name("import.jsonl")
     file.write_text(json.dumps(row("good")) + "\n\n" + json.dumps(bad) + "\n" + json.dumps(row("later")) + "\n")
     lines: list[str] = []
-    with pytest.raises(InputError, match=r"import\.jsonl: 1 bad rows; nothing was written"):
+    with pytest.raises(InputError, match=r"import\.jsonl: 1 bad row; nothing was written"):
         import_file(database, file, strict=True, report=lines.append)
     assert len(lines) == 1
     assert lines[0].startswith(f"{file}:3: {message}")

@@ -196,7 +196,7 @@ def test_one_template_of_swapped_nouns_is_found() -> None:
     assert [(f.severity, f.id) for f in report.findings] == [
         ("failure", None), ("warning", "r60"), ("warning", "r61"), ("warning", "r62"),
     ]  # fmt: skip
-    assert "3 of 63 rows count as templates, at most 2% may" in report.findings[0].message
+    assert "templates: 3 of 63 rows, at most 2% may be" in report.findings[0].message
 
 
 def test_two_percent_of_templates_are_allowed() -> None:

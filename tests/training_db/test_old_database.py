@@ -117,7 +117,7 @@ def test_conflicts_follow_the_rule_for_examples_and_for_prompts(tmp_path: Path) 
     second = old_database(tmp_path / "2.db", [old_row("a", notes="n")], script=script.format("Be brief."))
     database, lines = tmp_path / "new.db", list[str]()
     import_file(database, first)
-    with pytest.raises(InputError, match=r"2\.db: 2 rows are there with other content; nothing was written"):
+    with pytest.raises(InputError, match=r"2\.db: other content is there for 2 rows; nothing was written"):
         import_file(database, second, report=lines.append)
     assert lines[0] == f"{second}: the table 'bookmarks' is not imported; the file keeps it"
     assert "content there 'Be calm.', here 'Be brief.'" in lines[2]

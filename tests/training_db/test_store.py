@@ -1,3 +1,5 @@
+"""Opening the database, to read and to write, and what keeps it from being opened."""
+
 from __future__ import annotations
 
 import json
@@ -12,9 +14,8 @@ import pytest
 
 from karma_electric.conversation import parse_example
 from karma_electric.errors import InputError, IntegrityError
-from karma_electric.training_db import schema
 from karma_electric.training_db.hashes import content_sha256
-from karma_electric.training_db.schema import APPLICATION_ID, ROLES, SCHEMA_VERSION, STATUSES
+from karma_electric.training_db.schema import APPLICATION_ID, SCHEMA_VERSION
 from karma_electric.training_db.selection import Selection
 from karma_electric.training_db.store import (
     accepted_examples,
@@ -25,30 +26,22 @@ from karma_electric.training_db.store import (
     upgrade,
 )
 from tests.cli.running import ROOT
-from tests.training_db.rows import accepted, import_rows, row, stored, whole, write_database, write_rows
-
-INSERT = (
-    "INSERT INTO examples (id, source, category, conversations, added_at, status, content_sha256) "
-    "VALUES (?, 's', 'c', ?, 't', ?, ?)"
+from tests.training_db.rows import (
+    INSERT,
+    import_rows,
+    read,
+    row,
+    stored,
+    whole,
+    write_database,
+    write_rows,
 )
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Path:
-    import_rows(tmp_path / "training.db", [accepted("a"), row("b"), accepted("c", category="other")])
-    (tmp_path / "import.jsonl").unlink()
-    return tmp_path / "training.db"
 
 
 def foreign(path: Path) -> Path:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("CREATE TABLE bookmarks (url TEXT); INSERT INTO bookmarks VALUES ('x');")
     return path
-
-
-def read(path: Path) -> int:
-    with open_to_read(path) as connection:
-        return int(connection.execute("SELECT count(*) FROM examples").fetchone()[0])
 
 
 def write(path: Path) -> None:
@@ -155,14 +148,6 @@ def test_a_database_of_a_newer_version_is_refused_and_not_touched(database: Path
     assert database.read_bytes() == before
 
 
-def test_an_empty_database_is_told_how_to_become_one(tmp_path: Path) -> None:
-    (tmp_path / "training.db").touch()
-    with pytest.raises(InputError, match="of schema 0, expected 2; `karma db upgrade --db"):
-        read(tmp_path / "training.db")
-    assert upgrade(tmp_path / "training.db") == 0
-    assert read(tmp_path / "training.db") == 0
-
-
 def read_all(path: Path) -> None:
     with open_to_read(path) as connection:
         connection.execute("SELECT * FROM examples").fetchall()
@@ -196,73 +181,6 @@ def test_a_second_writer_waits_and_is_told(database: Path, monkeypatch: pytest.M
         pytest.raises(InputError, match=r"training\.db: another program is writing; nothing was written; try again"),
     ):
         write(database)
-
-
-def test_the_schema_refuses_what_the_contract_does_not_allow(database: Path) -> None:
-    with closing(sqlite3.connect(database)) as connection:
-        for statement in (
-            "UPDATE examples SET status = 'done'",
-            "UPDATE examples SET role = 'judge'",
-            "UPDATE examples SET hermes_score = 41",
-            "UPDATE examples SET hermes_score = 'good'",
-            "UPDATE examples SET conversations = '[{]'",
-            "UPDATE examples SET id = ''",
-            "UPDATE examples SET category = NULL",
-            "INSERT INTO examples (id, source, category, conversations, added_at) VALUES ('a', '', '', '[]', '')",
-        ):
-            with pytest.raises(sqlite3.IntegrityError):
-                connection.execute(statement)
-        for column, values in (("status", STATUSES), ("role", ROLES)):
-            for value in values:
-                connection.execute(f"UPDATE examples SET {column} = ?", (value,))
-
-
-def test_the_full_text_index_follows_insert_update_and_delete(database: Path) -> None:
-    def matches(connection: sqlite3.Connection, text: str) -> list[str]:
-        query = "SELECT id FROM examples_fts WHERE examples_fts MATCH ? ORDER BY id"
-        return [found[0] for found in connection.execute(query, (text,))]
-
-    with open_to_write(database) as connection:
-        connection.execute(INSERT, ("new", '["volcano"]', "pending", "0" * 64))
-        assert matches(connection, "volcano") == matches(connection, "id: new") == ["new"]
-        connection.execute("UPDATE examples SET conversations = '[\"glacier\"]', category = 'ice' WHERE id = 'new'")
-        assert matches(connection, "volcano") == []
-        assert matches(connection, "glacier") == matches(connection, "category: ice") == ["new"]
-        connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
-    with closing(sqlite3.connect(database)) as connection:
-        connection.execute("VACUUM")  # may give rows other numbers, by which the index finds them
-        assert matches(connection, "glacier") == ["new"]
-        connection.execute("INSERT INTO examples_fts (examples_fts, rank) VALUES ('integrity-check', 1)")
-
-
-def test_the_index_holds_the_words_that_a_person_reads(database: Path) -> None:
-    text = 'First\nsecond\ttab "quoted" C:\\new [{"content":"x","role":"user"}] \\n konec.'
-    turns = [{"role": "system", "content": "Be brief."}, *row("x", text)["conversations"]]
-    import_rows(database, [row("x", conversations=turns)])
-    with open_to_read(database) as connection:
-        (found,) = connection.execute("SELECT conversations FROM examples_text WHERE id = 'x'").fetchone()
-        assert found == f"Be brief.\nHello from x\n{text}\n"
-        for word in ("second", "tab", "new", "konec"):
-            query = "SELECT id FROM examples_fts WHERE examples_fts MATCH ?"
-            assert [match[0] for match in connection.execute(query, (word,))] == ["x"], word
-        assert connection.execute("SELECT id FROM examples_fts WHERE examples_fts MATCH 'assistant'").fetchall() == []
-
-
-def test_an_example_is_neither_deleted_nor_renamed_nor_overwritten(database: Path) -> None:
-    before = stored(database)
-    with closing(sqlite3.connect(database)) as connection:
-        for statement in (
-            "DELETE FROM examples",
-            "UPDATE examples SET id = 'z' WHERE id = 'a'",
-            "INSERT OR REPLACE INTO examples SELECT * FROM examples WHERE id = 'a'",
-            "DELETE FROM history",
-            "UPDATE history SET at = 'never'",
-            "INSERT OR REPLACE INTO history SELECT * FROM history WHERE number = 1",
-            "INSERT INTO history SELECT 9, at, command, detail, subject, id, NULL, after_sha256, NULL FROM history",
-        ):
-            with pytest.raises(sqlite3.IntegrityError):
-                connection.execute(statement)
-    assert stored(database) == before
 
 
 def test_content_that_is_not_what_its_hash_says_is_refused(database: Path) -> None:
@@ -313,49 +231,6 @@ def test_a_file_that_is_written_to_while_it_is_read_is_told(database: Path) -> N
         open_to_read(database),
     ):
         writer.execute("UPDATE examples SET notes = 'only in the log'")
-
-
-def first_schema(path: Path) -> Path:
-    """A database as the first version of this project made it."""
-    script = schema._MIGRATIONS[0] + f"PRAGMA user_version = 1; PRAGMA application_id = {APPLICATION_ID};"
-    columns = "(id, status, source, category, conversations, added_at, notes, role)"
-    turns = '[{"role": "user", "content": "Hello"},\n {"role": "assistant", "content": "Dobrý den."}]'
-    for id_, status in (("b", "accepted"), ("a", "rejected")):
-        script += (
-            f"INSERT INTO examples {columns} VALUES ('{id_}', '{status}', 's', 'c', '{turns}', 't-{id_}', NULL, "
-            "'reward-evaluator');"
-        )
-    return write_database(path, script + "INSERT INTO system_prompts VALUES ('p', 'Be calm.', NULL);")
-
-
-def test_the_first_schema_is_upgraded_on_disk_or_only_in_memory(tmp_path: Path) -> None:
-    old = first_schema(tmp_path / "old.db")
-    before = old.read_bytes()
-    in_memory = {table: stored(old, table) for table in ("examples", "history", "system_prompts", "exports")}
-    assert old.read_bytes() == before
-    assert upgrade(old) == 1
-    assert upgrade(old) == SCHEMA_VERSION
-    assert {table: stored(whole(old), table) for table in in_memory} == in_memory
-    assert [(found["id"], found["status"], found["added_at"], found["role"]) for found in in_memory["examples"]] == [
-        ("a", "rejected", "t-a", "reward-evaluator"), ("b", "accepted", "t-b", "reward-evaluator")
-    ]  # fmt: skip
-    assert in_memory["examples"][0]["conversations"].startswith('[{"content":"Hello","role":"user"}')
-    assert [(found["number"], found["at"], found["command"], found["id"]) for found in in_memory["history"]] == [
-        (1, "t-a", "upgrade", "a"), (2, "t-b", "upgrade", "b"), (3, "t-b", "upgrade", "p")
-    ]  # fmt: skip
-    with open_to_read(old) as connection:
-        assert (
-            connection.execute("SELECT count(*) FROM examples_fts WHERE examples_fts MATCH 'dobry'").fetchone()[0] == 2
-        )
-
-
-def test_an_old_database_that_is_large_is_not_upgraded_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("karma_electric.training_db.store.MAX_UPGRADE_IN_MEMORY_BYTES", 1000)
-    old = first_schema(tmp_path / "old.db")
-    with pytest.raises(InputError, match=r"of schema 1, expected 2; `karma db upgrade --db .*old\.db` brings it there"):
-        read(old)
 
 
 def test_two_writers_that_make_one_database_both_succeed(tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
+from karma_electric.cli.db.options import Database, Json
+from karma_electric.cli.paths import DATABASE
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def dump(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file; else standard output.")] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Write every row of every table as text, one JSON line a row; `karma db restore` makes a database of it.
 
@@ -41,7 +43,7 @@ def dump(
 def restore(
     file: Annotated[Path, typer.Argument(help="A file of `karma db dump`.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace the database that is there.")] = False,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Make a database of a dump, and check every row of it against its hashes and history.
 
@@ -50,7 +52,7 @@ def restore(
     from karma_electric.training_db.dump import restore as restore_database
 
     count = restore_database(file, database, replace=replace)
-    print(f"{database}: {count} examples restored", file=sys.stderr)
+    print(f"{database}: {counted(count, 'example')} restored", file=sys.stderr)
 
 
 def history(
@@ -60,7 +62,7 @@ def history(
         int | None, typer.Option("--at", min=1, help="Show the whole example as this row of history left it.")
     ] = None,
     json_output: Json = False,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Say what was done, when and by which command; or show an example as it was.
 

@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
+from karma_electric.cli.db.options import Database, Json
 from karma_electric.cli.output import is_for_a_person, print_json, print_table, print_text, say
+from karma_electric.cli.paths import BASE, DATA_CARD, DATABASE, PATCHES, PROMPTS, RECIPE, SETS, SUITES
+from karma_electric.wording import counted
 
 if TYPE_CHECKING:
     from karma_electric.training_db.lint import Report, TokenLimit
 
 Patches = Annotated[Path, typer.Option(help="The folder with a folder of patches for each version.")]
 Recipe = Annotated[Path, typer.Option("--params", help="The recipe.")]
-
-DEFAULT_PATCHES = Path("data/patches")
-DEFAULT_SUITES = Path("data/suites")
-DEFAULT_TOKENIZER = Path("models/base")
-DEFAULT_RECIPE = Path("params.yaml")
 
 
 def register(app: typer.Typer) -> None:
@@ -35,17 +32,17 @@ def lint(
     strict: Annotated[
         bool, typer.Option("--strict", help="Warnings fail, too, and rules that can't be applied.")
     ] = False,
-    patches: Patches = DEFAULT_PATCHES,
-    suites: Annotated[Path, typer.Option(help="The folder of the gate's items.")] = DEFAULT_SUITES,
+    patches: Patches = PATCHES,
+    suites: Annotated[Path, typer.Option(help="The folder of the gate's items.")] = SUITES,
     tokenizer: Annotated[
         Path, typer.Option(help="The base model's folder, or its tokenizer.json; `dvc repro base` makes it.")
-    ] = DEFAULT_TOKENIZER,
+    ] = BASE,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="The recipe's train.max_length without it.")] = None,
-    params: Recipe = DEFAULT_RECIPE,
+    params: Recipe = RECIPE,
     prompts: Annotated[
         Path, typer.Option(help="The folder with persona.txt and evaluator.txt, which count as tokens.")
-    ] = Path("data/prompts"),
-    database: Database = DEFAULT_DATABASE,
+    ] = PROMPTS,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """Look for faults in accepted and pending rows and in patches. Failures end with 1, warnings do not.
@@ -62,7 +59,7 @@ def lint(
     with open_to_read(database) as connection:
         rows = [*rows_of_database(connection, str(database)), *rows_of_patches(patches)]
     limit = None
-    if "too-long" in wanted and (tokenizer != DEFAULT_TOKENIZER or tokenizer.exists()):
+    if "too-long" in wanted and (tokenizer != BASE or tokenizer.exists()):
         limit = _token_limit(tokenizer, max_tokens, params, prompts)
     gate = GateIndex(read_gate_texts(suites)) if "contamination" in wanted else None
     report = lint_rows(rows, rules=wanted, gate=gate, token_limit=limit)
@@ -109,8 +106,8 @@ def _show_report(report: Report, json_output: bool) -> None:
         say(f"not checked: {rule}: {reason}")
     warnings = len(report.findings) - report.failures
     say(
-        f"{report.rows} rows: {report.failures} failures, {warnings} warnings; "
-        f"{report.template_rows} rows count as templates"
+        f"{counted(report.rows, 'row')}: {counted(report.failures, 'failure')}, {counted(warnings, 'warning')}; "
+        f"templates: {counted(report.template_rows, 'row')}"
     )
 
 
@@ -121,7 +118,7 @@ def dedupe(
     status: Annotated[
         list[str] | None, typer.Option(help="Rows of this status; accepted and pending without it.")
     ] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """List groups of examples that say nearly the same; ends with 1 if there are any. Nothing is changed.
@@ -141,16 +138,16 @@ def dedupe(
         print_json([dataclasses.asdict(group) for group in found])
     else:
         print_table(["likeness", "ids"], [[f"{group.likeness:.0%}", " ".join(group.ids)] for group in found])
-        say(f"{database}: {len(found)} groups of near-duplicates")
+        say(f"{database}: {counted(len(found), 'group')} of near-duplicates")
     if found:
         raise typer.Exit(1)
 
 
 def lineage(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of an example or of a patch row.")],
-    patches: Patches = DEFAULT_PATCHES,
-    sets: Annotated[Path, typer.Option(help="The folder with the sets' manifests.")] = Path("data/sets"),
-    database: Database = DEFAULT_DATABASE,
+    patches: Patches = PATCHES,
+    sets: Annotated[Path, typer.Option(help="The folder with the sets' manifests.")] = SETS,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """Say which patches touch a row, and which sets and tagged releases hold it.
@@ -193,10 +190,10 @@ def card(
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether the file is as it would be written.")
     ] = False,
-    file: Annotated[Path, typer.Option(help="The dataset card.")] = Path("data/README.md"),
-    patches: Patches = DEFAULT_PATCHES,
-    params: Recipe = DEFAULT_RECIPE,
-    database: Database = DEFAULT_DATABASE,
+    file: Annotated[Path, typer.Option(help="The dataset card.")] = DATA_CARD,
+    patches: Patches = PATCHES,
+    params: Recipe = RECIPE,
+    database: Database = DATABASE,
 ) -> None:
     """Print the dataset card, its numbers counted in the database and the patches; or write it, or check it.
 

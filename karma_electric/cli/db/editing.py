@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, now
+from karma_electric.cli.db.options import Database, now
+from karma_electric.cli.paths import DATABASE
 from karma_electric.errors import InputError, KarmaError, SetupError
 
 
@@ -26,7 +27,7 @@ def edit(
     file: Annotated[
         Path | None, typer.Option("--from", help="Take the conversation from this file, without an editor.")
     ] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Edit a conversation as JSON in $VISUAL or $EDITOR. What cannot be stored is kept in a file, and named.
 

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database
+from karma_electric.cli.db.options import Database
 from karma_electric.cli.output import say
+from karma_electric.cli.paths import DATABASE
+from karma_electric.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +36,7 @@ def export(
     manifest: Annotated[
         Path | None, typer.Option(help="The manifest of row hashes; beside the output without it.")
     ] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Write the accepted examples, ordered by category and id, and a manifest with the hash of every row.
 
@@ -73,4 +75,4 @@ def export(
         prompts=PromptChoice(default=system_prompt, by_category=by_category),
         with_reasoning=reasoning,
     )
-    say(f"{output}: {done.rows} rows, {done.size_bytes} bytes, sha256 {done.sha256[:12]}; {written}")
+    say(f"{output}: {counted(done.rows, 'row')}, {done.size_bytes} bytes, sha256 {done.sha256[:12]}; {written}")

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-DEFAULT_DATABASE = Path("data/training.db")
-
 Database = Annotated[Path, typer.Option("--db", help="The database file.")]
 Json = Annotated[bool, typer.Option("--json", help="For machines.")]
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, Json
+from karma_electric.cli.db.options import Database, Json
 from karma_electric.cli.output import is_for_a_person, print_json, print_marked, print_table, print_text, say
+from karma_electric.cli.paths import DATABASE
+from karma_electric.wording import counted
 
 Status = Annotated[list[str] | None, typer.Option(help="Only rows of this status; may be given again.")]
 Limit = Annotated[int, typer.Option(min=1, help="The most rows.")]
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command("review")(review)
 
 
-def stats(database: Database = DEFAULT_DATABASE, json_output: Json = False) -> None:
+def stats(database: Database = DATABASE, json_output: Json = False) -> None:
     """Count the examples by status, category, tier, role, language and score.
 
     Example: karma db stats
@@ -51,7 +53,7 @@ def stats(database: Database = DEFAULT_DATABASE, json_output: Json = False) -> N
         print_json(dataclasses.asdict(found))
         return
     flagged = f", {found.with_template_flag} with a template flag" if found.with_template_flag else ""
-    print_text(f"{found.examples} examples, {found.accepted} accepted{flagged}", style="bold")
+    print_text(f"{counted(found.examples, 'example')}, {found.accepted} accepted{flagged}", style="bold")
     tables = {
         "status": {status: {status: count} for status, count in found.by_status.items()},
         "category": found.by_category,
@@ -73,7 +75,7 @@ def stats(database: Database = DEFAULT_DATABASE, json_output: Json = False) -> N
         )  # fmt: skip
 
 
-def categories(database: Database = DEFAULT_DATABASE, json_output: Json = False) -> None:
+def categories(database: Database = DATABASE, json_output: Json = False) -> None:
     """List the categories with their numbers of examples.
 
     Example: karma db categories
@@ -93,7 +95,7 @@ def categories(database: Database = DEFAULT_DATABASE, json_output: Json = False)
     print_table(["category", "all", *STATUSES], rows)
 
 
-def templates(database: Database = DEFAULT_DATABASE, json_output: Json = False) -> None:
+def templates(database: Database = DATABASE, json_output: Json = False) -> None:
     """List the examples that carry a template flag; `karma db lint` looks for others.
 
     Example: karma db templates
@@ -117,7 +119,7 @@ def search(
     limit: Limit = 20,
     status: Status = None,
     category: Annotated[list[str] | None, typer.Option(help="Only this category; may be given again.")] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """Find examples by their text, the best first. Case and accents don't matter; every word must be there.
@@ -147,7 +149,7 @@ def search(
 
 def show(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of an example.")],
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """Show one example: its columns and its turns.
@@ -169,7 +171,7 @@ def category(
     name: Annotated[str, typer.Argument(metavar="CATEGORY", help="One of `karma db categories`.")],
     status: Annotated[str | None, typer.Option(help="Only rows of this status.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The most rows; all without it.")] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """List the examples of a category, each with its beginning.
@@ -198,7 +200,7 @@ def review(
     status: Status = None,
     limit: Limit = 5,
     seed: Annotated[int | None, typer.Option(help="For `review random`: the same seed, the same rows.")] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
     json_output: Json = False,
 ) -> None:
     """Read some examples in full, to judge them with `karma db accept`, `reject` or `edit`.

@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
-from karma_electric.cli.db.options import DEFAULT_DATABASE, Database, now
+from karma_electric.cli.db.options import Database, now
+from karma_electric.cli.paths import DATABASE
 from karma_electric.errors import InputError
+from karma_electric.wording import counted
 
 Id = Annotated[str, typer.Argument(help="The id of an example.")]
 Ids = Annotated[list[str], typer.Argument(help="The ids of examples, all or none of which are changed.")]
@@ -43,7 +45,7 @@ def import_rows(
     strict: Annotated[bool, typer.Option("--strict", help="Write nothing if one row is bad.")] = False,
     source: Annotated[str, typer.Option(help="The source of rows that do not say it.")] = "import",
     category: Annotated[str, typer.Option(help="The category of rows that do not say it.")] = "uncategorised",
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Add the rows of a file in one transaction; rows that are there with the same content are counted.
 
@@ -67,10 +69,10 @@ def import_rows(
     parts += [f"{count} {name}" for name in ("kept", "replaced", "renamed") if (count := getattr(counts, name))]
     _say(f"{file}: {', '.join(parts)}")
     if counts.bad:
-        raise InputError(f"{file}: {counts.bad} bad rows were left out; correct them and import the file again")
+        raise InputError(f"{file}: left out {counted(counts.bad, 'bad row')}; correct and import the file again")
 
 
-def accept(ids: Ids, database: Database = DEFAULT_DATABASE) -> None:
+def accept(ids: Ids, database: Database = DATABASE) -> None:
     """Make examples accepted: the next export takes them.
 
     Example: karma db accept crisis-response-004
@@ -86,7 +88,7 @@ def accept(ids: Ids, database: Database = DEFAULT_DATABASE) -> None:
 def reject(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The id of an example.")],
     reason: Annotated[str, typer.Argument(help="Why, for those who come later.")],
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Make an example rejected, with a reason.
 
@@ -100,7 +102,7 @@ def reject(
     _say_changed([(id_, changed)], "rejected")
 
 
-def archive(ids: Ids, database: Database = DEFAULT_DATABASE) -> None:
+def archive(ids: Ids, database: Database = DATABASE) -> None:
     """Make examples archived: kept, with their history, and out of every export.
 
     Example: karma db archive ethical-reasoning-017
@@ -117,7 +119,7 @@ def prompt(
     id_: Annotated[str, typer.Argument(metavar="ID", help="The name that exports use.")],
     file: Annotated[Path, typer.Argument(help="The prompt's text, UTF-8.")],
     description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    database: Database = DEFAULT_DATABASE,
+    database: Database = DATABASE,
 ) -> None:
     """Add a system prompt, or replace its text; the earlier one stays in history.
 
@@ -133,7 +135,7 @@ def prompt(
     _say(f"{id_}: stored" if changed else f"{id_}: is there with this text already")
 
 
-def upgrade(database: Database = DEFAULT_DATABASE) -> None:
+def upgrade(database: Database = DATABASE) -> None:
     """Bring a database of an earlier version to this one's schema, and fold what a killed program left in its log.
 
     Example: karma db upgrade

@@ -8,6 +8,7 @@ from importlib import resources
 import jinja2
 
 from karma_electric.training_db.card.counts import CardCounts
+from karma_electric.wording import counted
 
 TEMPLATE = "dataset-card.md.jinja"
 _SIZE_BOUNDS = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -23,6 +24,7 @@ def render_dataset_card(counts: CardCounts) -> str:
         autoescape=False,  # noqa: S701 - Markdown from our own counts, not HTML from outside
     )
     environment.filters["size_category"] = size_category
+    environment.filters["counted"] = counted
     source = resources.files("karma_electric.training_db.card").joinpath(TEMPLATE).read_text("utf-8")
     values = {field.name: getattr(counts, field.name) for field in dataclasses.fields(counts)}
     return environment.from_string(source).render(values)
