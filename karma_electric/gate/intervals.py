@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ class Interval:
     high: float
 
 
+@functools.lru_cache(maxsize=4096)
 def rate_interval(passed: int, n: int, *, confidence: float) -> Interval:
-    """The exact interval of a rate (Clopper and Pearson, Biometrika 26, 1934)."""
+    """The exact interval of a rate (Clopper and Pearson, Biometrika 26, 1934). Kept: a gate asks for the same again."""
     result = stats.binomtest(passed, n).proportion_ci(confidence_level=confidence, method="exact")
     return Interval(low=float(result.low), high=float(result.high))
 

@@ -6,9 +6,11 @@ of the axis, `metrics/` and `sets/`; and in `provenance.json`, which publishing 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jinja2
@@ -58,6 +60,15 @@ def model_card(folder: Path, manifest: dict[str, Any]) -> str:
 def render_facts(template: str, facts: dict[str, Any]) -> Card:
     """The card that a template of this package makes of `facts`. Raises InputError as `render_card` does."""
     marker = Marker()
+    environment = _environment(marker)
+    source = resources.files("karma_electric.release").joinpath("templates", template).read_text("utf-8")
+    code = _compiled(source)
+    marked = jinja2.Template.from_code(environment, code, environment.make_globals(None)).render(facts)
+    text, bindings = marker.read(marked, template)
+    return Card(text, bindings, sorted({binding.file for binding in bindings}))
+
+
+def _environment(marker: Marker) -> jinja2.Environment:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -71,10 +82,13 @@ def render_facts(template: str, facts: dict[str, Any]) -> Card:
     environment.globals["is_llama"] = lambda license_name: is_llama(str(license_name))
     environment.tests["known"] = is_known
     environment.tests["held_by"] = is_held
-    source = resources.files("karma_electric.release").joinpath("templates", template).read_text("utf-8")
-    marked = environment.from_string(source).render(facts)
-    text, bindings = marker.read(marked, template)
-    return Card(text, bindings, sorted({binding.file for binding in bindings}))
+    return environment
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(source: str) -> CodeType:
+    """The code of a template, which takes longer to make than to run. It prints by the environment that runs it."""
+    return _environment(Marker()).compile(source)
 
 
 def verify_card(folder: Path) -> Card:

@@ -118,7 +118,7 @@ def clone(folder: Path, base: Path, base_sha256: str) -> Project:
         },
         quantize={"types": ["Q8_0"]},
         axis={"samples": 4, "max_prompt_tokens": 1024, "answer_tokens": 6},
-        gate={"items_per_check": 2, "answer_tokens": 8},
+        gate={"items_per_check": 1, "answer_tokens": 8},
     )
     recipe = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
     recipe["base"] = {

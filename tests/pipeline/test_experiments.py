@@ -15,7 +15,7 @@ AFTER_THRESHOLD = {"calibrate-thresholds", "gate", "release"}
 REBUILT_IN_A_NEW_FOLDER = {"base", "merge"}  # not in the cache; the same bytes, so nothing follows
 
 
-def test_a_threshold_reruns_calibration_gate_and_release(project: Project) -> None:
+def test_a_threshold_reruns_calibration_gate_and_release_and_is_drawn_without_a_network(project: Project) -> None:
     result = project.run("dvc", "exp", "run", "-S", "acap.threshold=2.1")
     assert stages_run(result.stdout) == AFTER_THRESHOLD
     params = project.run("dvc", "params", "diff", "--md").stdout
@@ -24,11 +24,6 @@ def test_a_threshold_reruns_calibration_gate_and_release(project: Project) -> No
     taus = {name: change for name, change in metrics["metrics/acap.json"].items() if name.startswith("tau")}
     assert taus
     assert all(change["new"] == -2.1 for change in taus.values())
-
-
-def test_plots_draw_without_a_network(project: Project) -> None:
-    project.edit_recipe(acap={"threshold": 2.1})
-    project.repro()
     project.run("dvc", "plots", "diff")
     page = (project.folder / "dvc_plots/index.html").read_text("utf-8")
     assert not re.search(r"(?:src|href)\s*=\s*[\"']https?:", page)
@@ -51,10 +46,14 @@ def test_a_temporary_experiment_uses_its_own_library(project: Project) -> None:
     assert "temperature 0.5" in (project.folder / "models/release/Modelfile").read_text("utf-8")
 
 
-def test_queued_experiments_run_with_the_library_of_their_own(project: Project) -> None:
+@pytest.mark.parametrize(
+    "queued", [{90: "0.5"}, pytest.param({90: "0.5", 60: "0.25"}, marks=pytest.mark.long)], ids=len
+)
+def test_queued_experiments_run_with_the_library_of_their_own(project: Project, queued: dict[int, str]) -> None:
+    """Percentile -> a temperature in the library; the workspace's is another when they run."""
     path = project.folder / "karma_electric/release/ollama.py"
     library = path.read_text("utf-8")
-    for percentile, temperature in ((90, "0.5"), (60, "0.25")):
+    for percentile, temperature in queued.items():
         path.write_text(library.replace("PARAMETER temperature 0", f"PARAMETER temperature {temperature}"))
         project.run("dvc", "exp", "run", "--queue", "--name", f"q{percentile}", "-S", f"acap.percentile={percentile}")
     path.write_text(library)
@@ -65,8 +64,8 @@ def test_queued_experiments_run_with_the_library_of_their_own(project: Project) 
         for entry in shown
         for experiment in entry["experiments"] or []
     }
-    assert experiments == {"q90": 90, "q60": 60}
-    for experiment, temperature in (("q90", "0.5"), ("q60", "0.25")):
-        project.run("dvc", "exp", "apply", experiment)
+    assert experiments == {f"q{percentile}": percentile for percentile in queued}
+    for percentile, temperature in queued.items():
+        project.run("dvc", "exp", "apply", f"q{percentile}")
         modelfile = (project.folder / "models/release/Modelfile").read_text("utf-8")
         assert f"PARAMETER temperature {temperature}\n" in modelfile
