@@ -79,8 +79,8 @@ def launch(settings: RunSettings, module: str, arguments: Sequence[str]) -> None
 def launch_options(settings: RunSettings) -> list[str]:
     """What `accelerate launch` is told; `processes` wins over what a file of accelerate's says."""
     if settings.accelerate_config is not None:
-        processes = ["--num_processes", str(settings.processes)] if settings.processes else []
-        return ["--config_file", settings.accelerate_config, *processes]
+        number = ["--num_processes", str(settings.processes)] if settings.processes else []
+        return ["--config_file", settings.accelerate_config, *number]
     processes = settings.processes or _visible_gpus()
     several = ["--multi_gpu"] if processes > 1 else []
     return [

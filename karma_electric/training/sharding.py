@@ -63,7 +63,8 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 def local_part(value: Tensor) -> Tensor:
     """What of `value` is in this process, without its history; writing to it writes to `value`."""
-    return value.detach().to_local() if isinstance(value, DTensor) else value.detach()
+    found = value.detach()
+    return found.to_local() if isinstance(found, DTensor) else found
 
 
 @torch.no_grad()
