@@ -138,13 +138,17 @@ def _work(step: Sequence[str], folder: Path, threads: int) -> Callable[[], objec
     if step[0] == "quantise":
         from karma_electric.gguf_files.native_quantizer import load_row_quantizer
         from karma_electric.gguf_files.quantized_writer import write_quantized_gguf
+        from karma_electric.gguf_files.vocabulary import load_tokenizer
 
         load_row_quantizer()
+        load_tokenizer(merged)  # transformers imports on first use
         output = folder / f"{kind}.gguf"
         return lambda: write_quantized_gguf(merged, output, gguf_type=kind, name="large", threads=threads)
     if step[0] == "F16":
+        from karma_electric.gguf_files.vocabulary import load_tokenizer
         from karma_electric.gguf_files.writer import write_gguf
 
+        load_tokenizer(merged)
         return lambda: write_gguf(merged, folder / "F16.gguf", gguf_type="F16", name="large")
     from karma_electric.gguf_files.llama_cpp_quantizer import quantize_gguf
 

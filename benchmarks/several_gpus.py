@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import train_throughput
-from karma_electric.training.launch import RunSettings, launch_options
-from karma_electric.training.sharding import take_over
+from karma_electric.training.launch import RunSettings, launch_options, take_over_fsdp
 
 WORKER = "KARMA_BENCHMARK_WORKER"  # set for the processes that are launched
 BUDGET = {"8b": 16384, "tiny": 2048}
@@ -66,7 +65,7 @@ def work(arguments: argparse.Namespace) -> None:
     """Train, as one of the processes; the first prints the result."""
     from accelerate import PartialState
 
-    sharded = take_over(os.environ)
+    sharded = take_over_fsdp(os.environ)
     on_cuda = torch.cuda.is_available()
     state = PartialState(cpu=not on_cuda)
     variant = train_throughput.Variant("packed, nothing recomputed", BUDGET[arguments.shape])

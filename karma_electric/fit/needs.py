@@ -118,16 +118,30 @@ def _training_flops(machine: Machine) -> float:
 
 def _extraction(recipe: Recipe, config: LlamaConfig, sizes: ModelSizes, machine: Machine, *, on_gpu: bool) -> Need:
     axis = recipe.axis
-    tokens = axis.batch_size * (axis.max_prompt_tokens + axis.answer_tokens)
-    # Of a batch: the widest product of one block, and keys and values of all blocks.
-    keys = 2 * config.blocks * config.key_value_heads * config.head_size
-    batch = _BF16_BYTES * tokens * (4 * config.feed_forward_length + keys)
     weights = _BF16_BYTES * sizes.parameters
     asked = 4 * axis.samples * 100 + 40 * axis.answer_tokens * 4  # tokens, of prompts and of answers in batches
     seconds = _START_SECONDS + 2.0 * sizes.parameters * asked / _training_flops(machine) + weights / 1e9
+    answers = _batch_values(recipe, config, axis.max_prompt_tokens + axis.answer_tokens)
     if on_gpu:
-        return Need("extract-axis", round(weights + batch + 0.5e9), round(_CUDA_HOST_BYTES + weights), 0, seconds)
-    return Need("extract-axis", 0, round(_LIBRARIES_BYTES + weights + batch), 0, seconds)
+        gpu = round(weights + _BF16_BYTES * answers + 0.5e9)
+        return Need("extract-axis", gpu, round(_CUDA_HOST_BYTES + weights), 0, seconds)
+    return Need("extract-axis", 0, extraction_host_bytes(recipe, config), 0, seconds)
+
+
+def extraction_host_bytes(recipe: Recipe, config: LlamaConfig) -> int:
+    """The peak of extraction without a GPU: contrasts are computed in float32, by a copy beside the bf16 model."""
+    axis = recipe.axis
+    parameters = model_sizes(config, recipe.train).parameters
+    contrast = axis.max_prompt_tokens + (axis.answer_tokens if axis.position == "answer-mean" else 0)
+    in_float32 = _F32_BYTES * (parameters + _batch_values(recipe, config, contrast))
+    in_bf16 = _BF16_BYTES * _batch_values(recipe, config, axis.max_prompt_tokens + axis.answer_tokens)
+    return round(_LIBRARIES_BYTES + _BF16_BYTES * parameters + max(in_float32, in_bf16))
+
+
+def _batch_values(recipe: Recipe, config: LlamaConfig, tokens: int) -> int:
+    """Of a batch of extraction: the widest product of one block, and keys and values of all blocks."""
+    keys = 2 * config.blocks * config.key_value_heads * config.head_size
+    return recipe.axis.batch_size * tokens * (4 * config.feed_forward_length + keys)
 
 
 def _copying(size: float) -> float:

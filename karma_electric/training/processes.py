@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 
 from karma_electric.training.checkpoints import CheckpointStore, open_store, run_folder
-from karma_electric.training.sharding import take_over
+from karma_electric.training.launch import take_over_fsdp
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def this_process() -> Iterator[TrainingProcess]:
 
     Raises InputError for an accelerate configuration that training does not follow.
     """
-    sharded = take_over(os.environ)
+    sharded = take_over_fsdp(os.environ)
     on_cuda = torch.cuda.is_available()
     state = PartialState(cpu=not on_cuda)
     machine = {

@@ -1,51 +1,19 @@
 """FSDP: every process keeps a share of each block's weights, and has a block whole only while it computes it.
 
-A configuration of accelerate with `distributed_type: FSDP` asks for it, and torch's `fully_shard` (FSDP2) does it here
-instead of accelerate, because accelerate rounds the loss to bf16, gives the 8-bit optimizer tensors that bitsandbytes
-cannot read, and has no FSDP without a GPU. NF4 weights are sharded as the bytes that they are, in bf16's clothes: torch
-moves them and never computes with them. Their scales, an eighth of a byte a weight and less, are whole everywhere.
+A configuration of accelerate with `distributed_type: FSDP` asks for it (launch.py). torch's `fully_shard` (FSDP2) does
+it here instead of accelerate, which rounds the loss to bf16, gives the 8-bit optimizer tensors that bitsandbytes cannot
+read, and has no FSDP without a GPU. NF4 weights are sharded as the bytes that they are, in bf16's clothes: torch moves
+them and never computes with them. Their scales, an eighth of a bit and less a weight, are whole everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from karma_electric.errors import InputError
-
-_ASKED = "ACCELERATE_USE_FSDP"
-_CONFIGURATION = "profiles/accelerate/fsdp.yaml"
-
-# What accelerate hands its processes of such a configuration, and the only value that means what is done here.
-_EXPECTED = {
-    "FSDP_VERSION": "2",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-    "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",  # train.recomputed_share does that
-}
-
-
-def take_over(environment: MutableMapping[str, str]) -> bool:
-    """True when accelerate was told to shard the model. It then no longer is: its trainer would do it once more.
-
-    Raises InputError for a configuration that asks for another way of sharding than ours.
-    """
-    if environment.get(_ASKED, "false").lower() != "true":
-        return False
-    for variable, expected in _EXPECTED.items():
-        found = environment.get(variable, "nothing")
-        if found != expected:
-            raise InputError(
-                f"accelerate_config: {variable.lower()} is {found}, training expects {expected}; take {_CONFIGURATION}"
-            )
-    del environment[_ASKED]
-    return True
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
@@ -63,7 +31,8 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
 
 def local_part(value: Tensor) -> Tensor:
     """What of `value` is in this process, without its history; writing to it writes to `value`."""
-    return value.detach().to_local() if isinstance(value, DTensor) else value.detach()
+    found = value.detach()
+    return found.to_local() if isinstance(found, DTensor) else found
 
 
 @torch.no_grad()

@@ -208,13 +208,19 @@ def test_an_integer_weight_is_refused(tmp_path: Path) -> None:
         merge_adapter(base, small_adapter(tmp_path / "a", base), tmp_path / "merged")
 
 
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_a_merge_that_is_not_finite_is_refused(tmp_path: Path, kind: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("kind", "value", "size"),
+    [
+        (torch.bfloat16, "nan", 1.0),
+        (torch.float32, "inf", 1.0),
+        (torch.float32, "-inf", 1.0),
+        (torch.float16, "1", 1e6),
+    ],
+)
+def test_a_merge_that_is_not_finite_is_refused(tmp_path: Path, kind: torch.dtype, value: str, size: float) -> None:
     weight = torch.ones(6, 5).to(kind)
-    if kind == torch.bfloat16:
-        weight[3, 2] = float("nan")
+    weight[3, 2] = float(value)
     base = small_base(tmp_path / "base", {f"{Q}.weight": weight})
-    size = 1 if kind == torch.bfloat16 else 1e6
     with pytest.raises(IntegrityError, match="it is not finite in"):
         merge_adapter(base, small_adapter(tmp_path / "a", base, size=size), tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "base"]

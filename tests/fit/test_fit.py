@@ -13,7 +13,7 @@ import yaml
 from karma_electric.errors import InputError
 from karma_electric.fit.base_config import base_config
 from karma_electric.fit.machine import Gpu, Machine, this_machine
-from karma_electric.fit.needs import gguf_bytes
+from karma_electric.fit.needs import extraction_host_bytes, gguf_bytes
 from karma_electric.fit.proposal import proposed_budget, write_budget
 from karma_electric.fit.report import judge_fit
 from karma_electric.fit.training_memory import allocated_bytes, longest_row, model_sizes, needed_host_bytes
@@ -66,6 +66,15 @@ def test_training_the_shipped_recipe_on_a_cpu_takes_what_was_measured(tmp_path: 
     shipped = read_recipe(ROOT / "profiles/smollm2-135m.yaml")
     found = needed_host_bytes(base_config(shipped.base, tmp_path), shipped.train, 3161)
     assert found == pytest.approx(4.76e9, rel=0.15)
+
+
+def test_extraction_on_a_cpu_takes_what_was_measured(tmp_path: Path) -> None:
+    """1.46 GB with the shipped recipe and a float32 copy of the model; its longest prompt has 125 tokens."""
+    shipped = read_recipe(ROOT / "profiles/smollm2-135m.yaml")
+    config = base_config(shipped.base, tmp_path)
+    exact = shipped.model_copy(update={"axis": shipped.axis.model_copy(update={"max_prompt_tokens": 125})})
+    assert extraction_host_bytes(exact, config) == pytest.approx(1.464e9, rel=0.15)
+    assert extraction_host_bytes(shipped, config) > extraction_host_bytes(exact, config)
 
 
 def test_sizes_are_those_of_the_model_and_its_adapter(profile: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,16 @@ import torch
 from karma_electric.errors import InputError
 from karma_electric.release.comparison import adapter_difference
 from karma_electric.training.adapter_output import CONFIG_NAME, WEIGHTS_NAME
-from karma_electric.training.launch import RunSettings, launch_options, must_launch, run_settings
+from karma_electric.training.launch import (
+    RunSettings,
+    check_accelerate_config,
+    launch,
+    launch_options,
+    must_launch,
+    run_settings,
+    take_over_fsdp,
+)
 from karma_electric.training.qlora import train_adapter
-from karma_electric.training.sharding import take_over
 from tests.training.sets import examples, recipe, write_set
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -106,23 +114,40 @@ def environment(**changes: str) -> dict[str, str]:
 
 def test_sharding_is_taken_over_from_accelerate() -> None:
     asked = environment()
-    assert take_over(asked)
+    assert take_over_fsdp(asked)
     assert "ACCELERATE_USE_FSDP" not in asked
-    assert not take_over({})
-    assert not take_over({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"})
+    assert not take_over_fsdp({})
+    assert not take_over_fsdp({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "1"})
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("FSDP_VERSION", "1"), ("FSDP_OFFLOAD_PARAMS", "true"), ("FSDP_TRANSFORMER_CLS_TO_WRAP", "BertLayer")],
+    ("key", "value", "variable"),
+    [
+        ("fsdp_version", "1", "FSDP_VERSION"),
+        ("fsdp_offload_params", "true", "FSDP_OFFLOAD_PARAMS"),
+        ("fsdp_transformer_layer_cls_to_wrap", "BertLayer", "FSDP_TRANSFORMER_CLS_TO_WRAP"),
+    ],
 )
-def test_another_way_of_sharding_is_one_line(name: str, value: str) -> None:
-    asked = environment(**{name: value})
-    with pytest.raises(
-        InputError, match=rf"accelerate_config: {name.lower()} is {value}, training expects .*fsdp\.yaml"
-    ):
-        take_over(asked)
+def test_another_way_of_sharding_is_one_line(tmp_path: Path, key: str, value: str, variable: str) -> None:
+    """In the file, before anything is launched; and in a process that was launched by hand."""
+    shipped = Path(SHARES[1])
+    check_accelerate_config(shipped)
+    changed = tmp_path / "fsdp.yaml"
+    changed.write_text(re.sub(rf"{key}: \S+", f"{key}: {value}", shipped.read_text()))
+    told = rf"{key} is {value}, training expects .*; take profiles/accelerate/fsdp\.yaml"
+    with pytest.raises(InputError, match=f"fsdp.yaml: {told}"):
+        launch(RunSettings(launcher="accelerate", accelerate_config=str(changed)), "no.module", [])
+    asked = environment(**{variable: value})
+    with pytest.raises(InputError, match=f"accelerate: {told}"):
+        take_over_fsdp(asked)
     assert asked["ACCELERATE_USE_FSDP"] == "true"
+
+
+def test_a_file_of_accelerate_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.yaml: cannot be read as YAML"):
+        check_accelerate_config(tmp_path / "gone.yaml")
+    (tmp_path / "other.yaml").write_text("distributed_type: MULTI_GPU\n")
+    check_accelerate_config(tmp_path / "other.yaml")
 
 
 def test_the_number_of_processes_wins_over_the_file(tmp_path: Path) -> None:
