@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -50,9 +51,7 @@ def offline_hub() -> Iterator[None]:
 @contextlib.contextmanager
 def _without_gguf_bar() -> Iterator[None]:
     """The bar of GGUF dequantisation is a plain tqdm, which no setting of transformers turns off."""
-    import transformers.modeling_gguf_pytorch_utils
-
-    module: Any = transformers.modeling_gguf_pytorch_utils
+    module: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     tqdm = module.tqdm
     module.tqdm = functools.partial(tqdm, disable=True)
     try:

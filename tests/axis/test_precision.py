@@ -28,7 +28,7 @@ def test_the_states_of_attention_lose_nothing_to_bf16(loaded: LoadedModel) -> No
         attention, mlp = model.blocks[0].self_attn.q_proj, model.blocks[0].mlp.up_proj
         found = attention(states), mlp(states)
     assert error_of(found[0], states, attention.weight.detach()) < 1e-5
-    assert error_of(found[1], states, mlp.weight.detach()) < 4e-3  # 2^-8: a processor without bf16 products is exact here
+    assert error_of(found[1], states, mlp.weight.detach()) < 4e-3  # exact without bf16 products
     assert found[0].dtype == found[1].dtype == torch.float32
 
 
