@@ -40,7 +40,7 @@ from karma_electric.capping.pytorch import decoder_blocks
 from karma_electric.prompts import read_prompt
 
 LEAST_SPEEDUP = 4.0
-LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.999}  # a state of either way is rounded to the type
+LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.998}  # a naive state in bf16 is noisy
 WAYS = ("naive", "batched")
 SHAPES = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
