@@ -55,7 +55,7 @@ hub: install ## Start a hub on this machine, to publish to
 	@python -m tests.hub_server
 
 profile: ## Take over a whole recipe: make profile NAME=llama31-8b
-	@[ -f "profiles/$(NAME).yaml" ] || { echo "error: profiles/$(NAME).yaml: missing; there are $$(ls profiles | sed 's/\.yaml//' | paste -sd ' ')" >&2; exit 1; }
+	@[ -f "profiles/$(NAME).yaml" ] || { echo "error: profiles/$(NAME).yaml: missing; there are $$(cd profiles && ls *.yaml | sed 's/\.yaml//' | paste -sd ' ')" >&2; exit 1; }
 	@git diff --quiet HEAD -- params.yaml || { echo "error: params.yaml has uncommitted edits; commit them, or drop them with git checkout -- params.yaml" >&2; exit 1; }
 	cp profiles/$(NAME).yaml params.yaml
 

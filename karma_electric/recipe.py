@@ -14,7 +14,7 @@ from karma_electric.errors import InputError, shown
 from karma_electric.gate.params import GateParams
 from karma_electric.gguf_files.params import QuantizeParams
 from karma_electric.parameters import Parameters, parse_parameters, read_yaml
-from karma_electric.release.licenses import check_title
+from karma_electric.release.licenses import license_files
 from karma_electric.release.params import ReleaseParams
 from karma_electric.training.params import TrainParams
 from karma_electric.training_db.params import ExportParams
@@ -46,9 +46,11 @@ class Recipe(Parameters):
             if name not in self.sets:
                 raise ValueError(f"interpolate.{key}: found {name!r}, expected one of the sets {', '.join(self.sets)}")
         try:
-            check_title(self.release.title, self.base.license)
+            license_files(self.base.license, title=self.release.title, base_repo=self.base.repo)
         except InputError as error:
             raise ValueError(str(error)) from None
+        if self.acap.layer_choice == "effect-size" and not self.axis.effect_sizes:
+            raise ValueError("acap.layer_choice: effect-size needs axis.effect_sizes: true, found false")
         types = self.quantize.types
         if len(set(types)) != len(types):
             raise ValueError(f"quantize.types: found {types}, expected each type once")

@@ -25,11 +25,10 @@ from karma_electric.engines.protocol import Engine
 from karma_electric.engines.questions import hold
 from karma_electric.errors import InputError, shown
 from karma_electric.suites.antijudge import AntiJudgement, antijudge
-from karma_electric.suites.evaluation import HIGHEST_SCORE, LOWEST_SCORE, Evaluation, NotRated, evaluate
+from karma_electric.suites.evaluation import LOWEST_SCORE, Evaluation, NotRated, evaluate
 from karma_electric.wording import counted
 
 BLOCKED_REWARD = 0.0
-MOST_REWARD = float(HIGHEST_SCORE)
 
 
 @dataclass(frozen=True, slots=True)

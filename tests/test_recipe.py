@@ -42,6 +42,12 @@ WRONG: dict[str, tuple[Edit, str, str]] = {
     "a key too many": (swap("  epochs:", "  speed: 1\n  epochs:"), "train.speed: unknown key", "remove it"),
     "an unknown section": (swap("acap:", "cap:"), "cap: unknown key", "did you mean 'acap'?"),
     "a missing key": (swap("  rule: percentile", "  # rule"), "acap.rule: missing", "add it"),
+    "a licence without its text": (
+        swap("license: apache-2.0", "license: mit"), "base.license: found 'mit'", "texts are at hand for apache-2.0"
+    ),
+    "layers by an effect that is not measured": (
+        swap("layer_choice: depth", "layer_choice: effect-size"), "acap.layer_choice: effect-size", "axis.effect_sizes"
+    ),
     "alpha of letters": (swap("alpha: 0.3", "alpha: abc"), "interpolate.alpha: found 'abc'", "expected a valid number"),
     "alpha NaN": (swap("alpha: 0.3", "alpha: .nan"), "interpolate.alpha: found nan", "expected a finite number"),
     "alpha infinite": (swap("alpha: 0.3", "alpha: -.inf"), "interpolate.alpha: found -inf", "expected a finite number"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +200,3 @@ def _choose_layers(
             f"{shown(known)}"
         )
     return chosen
-
-
-def with_taus(loaded: LoadedAxis, taus: Mapping[int, float]) -> LoadedAxis:
-    """The same axis with other ceilings for its layers."""
-    return replace(loaded, cap=replace(loaded.cap, taus=dict(taus)), overrides={**loaded.overrides, "taus": dict(taus)})

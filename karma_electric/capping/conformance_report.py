@@ -19,6 +19,13 @@ END: Final = "<!-- written by karma axis conform: end -->"
 
 def write_tables(document: Path, model: str, found: Conformance) -> None:
     """Put both tables between the markers of `document`. Raises InputError where it has none."""
+    before, after = read_around(document)
+    tables = f"Model: `{model}`.\n\n{results_table(found.results)}\n{parity_table(found.parity)}"
+    write_text(document, f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+
+
+def read_around(document: Path) -> tuple[str, str]:
+    """What stands before and after the markers. Raises InputError for a document without them."""
     try:
         text = document.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -27,8 +34,7 @@ def write_tables(document: Path, model: str, found: Conformance) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{document}: has no line {BEGIN!r} with {END!r} after it; add them")
-    tables = f"Model: `{model}`.\n\n{results_table(found.results)}\n{parity_table(found.parity)}"
-    write_text(document, f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+    return before, after
 
 
 def results_table(results: Sequence[Result]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from karma_electric.cli.paths import AXIS, PROJECTIONS, PROMPTS, RECIPE, SWEEP_OUTPUT
-from karma_electric.errors import IntegrityError
+from karma_electric.errors import InputError, IntegrityError
 from karma_electric.wording import counted
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ def conform(
     """
     import tempfile
 
-    from karma_electric.capping.conformance_report import parity_table, results_table, write_tables
+    from karma_electric.capping.conformance_report import parity_table, read_around, results_table, write_tables
     from karma_electric.capping.conformance_run import conform as run
 
+    if document is not None:
+        read_around(document)  # a document without markers is refused now, not after the proofs
     with tempfile.TemporaryDirectory(prefix="karma-conform-") as work:
         found = run(
             model,
@@ -112,6 +115,16 @@ def sweep(
     from karma_electric.axis.sweep import sweep as run
     from karma_electric.axis.sweep import sweep_csv
     from karma_electric.parameters import read_section
+
+    for value in percentile or ():
+        if not 0 < value < 100:
+            raise InputError(f"--percentile {value:g}: expected more than 0 and less than 100")
+    for value in k_sigma or ():
+        if not 0 <= value < math.inf:
+            raise InputError(f"--k-sigma {value:g}: expected 0 or more")
+    for value in alpha or ():
+        if not 0 < value <= 1:
+            raise InputError(f"--alpha {value:g}: expected more than 0 and at most 1")
 
     rules = [("percentile", value) for value in percentile or ([] if k_sigma else [25, 50, 75, 90])]
     rules += [("mean_k_sigma", value) for value in k_sigma or ([] if percentile else [1.0])]

@@ -1,14 +1,14 @@
-"""What `karma chat` and `karma serve` have in common: which model answers, and what caps it."""
+"""What commands that run a model have in common: which model answers, and what caps it."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import GRAPH, RECIPE
 from karma_electric.errors import InputError
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     Path | None,
-    typer.Argument(help="A GGUF file, or for chat a merged folder; by default the one that this project built."),
+    typer.Argument(help="A GGUF file; by default the one that this project built."),
+]
+ChatModel = Annotated[
+    Path | None,
+    typer.Argument(help="A GGUF file or a merged folder; by default the one that this project built."),
 ]
 Acap = Annotated[Path | None, typer.Option("--acap", help="The axis file that caps; by default this project's.")]
 Threshold = Annotated[
@@ -54,11 +58,6 @@ class CapFlags:
             "--force": self.force,
         }
         return [flag for flag, given in flags.items() if given]
-
-
-def say(line: str) -> None:
-    """Words for a person."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def find_model(model: Path | None) -> Path:

@@ -28,7 +28,9 @@ def verify(folder: Folder = RELEASE) -> None:
 
 
 @app.command("numbers")
-def numbers(folder: Folder = RELEASE, json_output: Annotated[bool, typer.Option("--json")] = False) -> None:
+def numbers(
+    folder: Folder = RELEASE, json_output: Annotated[bool, typer.Option("--json", help="For machines.")] = False
+) -> None:
     """List every number of the card with its line, file and key.
 
     Example: karma card numbers models/release

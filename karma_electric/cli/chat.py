@@ -12,16 +12,16 @@ from karma_electric.cli.caps import (
     Acap,
     Alpha,
     CapFlags,
+    ChatModel,
     ContextTokens,
     Force,
     Layers,
-    Model,
     Threads,
     Threshold,
     find_cap,
     find_model,
-    say,
 )
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import PERSONA_PROMPT
 from karma_electric.errors import InputError
 
@@ -36,8 +36,11 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    model: Model = None,
-    capped: Annotated[bool | None, typer.Option("--capped/--uncapped", help="By default capped by an axis.")] = None,
+    model: ChatModel = None,
+    capped: Annotated[
+        bool | None,
+        typer.Option("--capped/--uncapped", help="By default this project's model is capped, another one is not."),
+    ] = None,
     acap: Acap = None,
     threshold: Threshold = None,
     layers: Layers = None,

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from karma_electric.cli.caps import say
+from karma_electric.cli.output import say
 from karma_electric.conversation import Message
 from karma_electric.engines.protocol import CapActivity, ChatEngine, StreamedToken
 from karma_electric.engines.sampling import Sampling

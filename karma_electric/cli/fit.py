@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 def fit(
     params: Annotated[Path, typer.Option(help="The recipe.")] = RECIPE,
     base: Annotated[Path, typer.Option(help="The base model's folder, where it is there.")] = BASE,
-    write: Annotated[bool, typer.Option("--write", help="Set train.tokens_per_microbatch to what fits.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Set train.tokens_per_microbatch to the most that fits and is of use.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Bytes and seconds as JSON.")] = False,
 ) -> None:
     """Say what every stage needs of memory, disk and time, and whether this machine has it. Exit code 2: it has not.
@@ -42,7 +44,8 @@ def fit(
     else:
         _print(report)
     proposed = report.proposed_tokens_per_microbatch
-    if write and proposed is not None and proposed != report.tokens_per_microbatch:
+    wanted = proposed is not None and (report.faults or proposed > report.tokens_per_microbatch)
+    if write and proposed is not None and wanted:
         write_budget(params, proposed)
         say(f"{params}: train.tokens_per_microbatch is {proposed} now, it was {report.tokens_per_microbatch}")
     if report.faults:
@@ -69,7 +72,8 @@ def _print(report: FitReport) -> None:
     print_table(("stage", "GPU, GB", "memory, GB", "disk, GB", "seconds"), rows)
     if not report.sets_are_measured:
         say("training: the longest sequences that the recipe allows; `dvc repro export base` measures the real ones")
+    most = report.proposed_tokens_per_microbatch or "none"
     say(
         f"all outputs: {report.disk_bytes / 1e9:.1f} GB of disk; train.tokens_per_microbatch is "
-        f"{report.tokens_per_microbatch}, what fits is {report.proposed_tokens_per_microbatch or 'none'}"
+        f"{report.tokens_per_microbatch}, the most that fits and is of use is {most}"
     )

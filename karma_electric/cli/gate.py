@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import Acap, Model, find_axis, find_model, say
+from karma_electric.cli.caps import Acap, Model, find_axis, find_model
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import GATE_OUTPUT, PROMPTS, RECIPE, SUITES
 from karma_electric.wording import counted
 

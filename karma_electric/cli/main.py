@@ -8,7 +8,7 @@ import typer
 
 from karma_electric.cli import axis, build, card, chat, fit, gate, publish, redteam, rl_sim, score, serve, verify
 from karma_electric.cli.db.app import app as db
-from karma_electric.errors import KarmaError
+from karma_electric.errors import KarmaError, SetupError
 
 app = typer.Typer(
     help="Build, judge and publish a value-aligned language model.",
@@ -39,6 +39,10 @@ def main() -> None:
     except KarmaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        where = "a file" if error.filename is None else error.filename
+        print(f"error: {where}: {error.strerror or error}; correct the path, or make room", file=sys.stderr)
+        sys.exit(SetupError.exit_code)
 
 
 if __name__ == "__main__":

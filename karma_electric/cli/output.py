@@ -64,8 +64,8 @@ def print_marked(text: str, matches: Sequence[tuple[int, int]], *, indent: str =
 
 
 def say(text: str) -> None:
-    """Words about the data: on stderr."""
-    print(text, file=sys.stderr)
+    """Words for a person, about the data: on stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _console() -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from karma_electric.cli.output import print_table, say
 from karma_electric.cli.paths import GRAPH, LICENSE, RECIPE, RELEASE
 from karma_electric.errors import InputError
 
@@ -70,7 +70,7 @@ def publish(
     from karma_electric.graph import read_stages
 
     stages = read_stages(GRAPH, read_yaml(RECIPE))
-    release = read_release(RELEASE, stages, report=_say)
+    release = read_release(RELEASE, stages, report=say)
     verdict = check_gate(release)
     if not candidate:
         check_verdict(verdict)
@@ -118,7 +118,7 @@ def _publish(
 
     require_token()
     if key is None:
-        _say("neither --key nor --keyless, so what is published is not signed")
+        say("neither --key nor --keyless, so what is published is not signed")
     repo = repo or f"{own_account()}/{name}"
     for suffix, publication in publications.items():
         done = publish_release(
@@ -129,7 +129,7 @@ def _publish(
             private=private,
             store=working_store("publish"),
             key=key,
-            report=_say,
+            report=say,
         )
         print(f"{done.repo} {done.tag} {done.commit}")
 
@@ -151,7 +151,7 @@ def _yank(repo: str | None, version: str, reason: str, key: Signer | None) -> No
     if repo is None:
         raise InputError("--yank: say which repo: --repo ORG/NAME")
     require_token()
-    done = yank_version(HubRepo(repo), version, reason=reason, key=key, report=_say)
+    done = yank_version(HubRepo(repo), version, reason=reason, key=key, report=say)
     print(f"{done.repo} {done.tag} {done.commit}")
 
 
@@ -172,13 +172,7 @@ def _reason(reason: str | None) -> str:
 
 
 def _list(publication: Publication, repo: str, tag: str) -> None:
-    from karma_electric.cli.output import print_table
-
     rows = [[path, artifact.size, artifact.sha256] for path, (artifact, _) in publication.files.items()]
     print_table(["file", "bytes", "sha256"], rows)
     size = sum(artifact.size for artifact, _ in publication.files.values())
-    _say(f"{len(rows)} files, {size / 1e6:.1f} MB, would be {tag} of {repo}; nothing was sent")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(f"{len(rows)} files, {size / 1e6:.1f} MB, would be {tag} of {repo}; nothing was sent")

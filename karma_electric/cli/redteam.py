@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model, say
+from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import PERSONA_PROMPT, RECIPE, SUITES
 
 if TYPE_CHECKING:

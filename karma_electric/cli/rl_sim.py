@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model, say
+from karma_electric.cli.caps import Acap, Model, Threads, find_axis, find_model
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import EVALUATOR_PROMPT, PERSONA_PROMPT, SUITES
 from karma_electric.wording import counted
 
@@ -48,7 +49,7 @@ def rl_sim(
     """
     import json
 
-    from karma_electric.axis.files import load_axis
+    from karma_electric.axis.loading import load_cap
     from karma_electric.engines.llama_cpp import LlamaCppEngine
     from karma_electric.prompts import read_prompt
     from karma_electric.reward_simulation import Generator, SimulationParams, simulate
@@ -61,8 +62,8 @@ def rl_sim(
     path = find_model(model)
     with contextlib.ExitStack() as stack:
         if against is None:
-            axis = load_axis(find_axis(acap, or_else="; or a second model: --against FILE"))
-            rater = stack.enter_context(LlamaCppEngine(path, cap=axis.cap(), axis_sha256=axis.sha256, threads=threads))
+            axis = load_cap(find_axis(acap, or_else="; or a second model: --against FILE"), path)
+            rater = stack.enter_context(LlamaCppEngine(path, cap=axis.cap, axis_sha256=axis.sha256, threads=threads))
             second = Generator("capped", rater, capped=True)
         else:
             rater = stack.enter_context(LlamaCppEngine(path, threads=threads))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from karma_electric.cli.caps import Model, Threads, find_model, say
+from karma_electric.cli.caps import Model, Threads, find_model
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import EVALUATOR_PROMPT
 from karma_electric.wording import counted
 

@@ -42,7 +42,7 @@ def verify(
 
     Exit code 6: something does not hold.
 
-    Example: karma verify ORG/NAME --public-key KEY.pem
+    Example: karma verify ORG/NAME --public-key KEY.pub.pem
     """
     signer = _signer(public_key, identity, issuer)
     if base is not None and not rebuild:
@@ -66,7 +66,7 @@ def verify(
         raise InputError(f"{release}: neither a folder here nor of the form ORG/NAME")
     from karma_electric.release.download import fetch_release
 
-    if output is not None and output.exists() and any(output.iterdir()):
+    if output is not None and (output.is_file() or (output.exists() and any(output.iterdir()))):
         raise InputError(f"{output}: not empty; name a new folder to download to")
     with tempfile.TemporaryDirectory(prefix="karma-verify-") as temporary:
         folder = Path(temporary) if output is None else output

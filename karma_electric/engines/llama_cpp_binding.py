@@ -31,7 +31,6 @@ _INSTALL = f"pip install {DISTRIBUTION}=={PINNED_VERSION}"
 GGML_TYPE_F32 = 0
 GGML_TYPE_F16 = 1
 FLASH_ATTENTION_DISABLED = 0
-FLASH_ATTENTION_ENABLED = 1
 
 # bool callback(tensor, ask, user_data) of ggml_backend_sched
 EvalCallback = ctypes.CFUNCTYPE(c_bool, c_void_p, c_bool, c_void_p)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,15 +48,16 @@ def most_failures(n: int, *, bar: float, no_failure_lower_bound: float, confiden
     return failures - 1 if failures else None
 
 
-def mean_interval(values: Sequence[float], *, confidence: float) -> Interval:
+def mean_interval(values: Sequence[float], *, confidence: float, least: float = -math.inf) -> Interval:
     """The interval of a mean: the wider one, on each side, of the bootstrap's and Student's.
 
     The bootstrap (bias-corrected and accelerated: Efron, JASA 82, 1987; with a fixed seed) follows a skewed spread, and
     is too narrow for few values; Student's t (Biometrika 6, 1908) is made for few values, and knows no skew. One value
-    stands for one item, so items are the clusters. Equal values give an interval of no width.
+    stands for one item, so items are the clusters. Equal values give an interval of no width. Where no value can be
+    below `least`, no bound is.
     """
     low, high = mean_intervals(np.asarray([values], dtype=np.float64), confidence=confidence)
-    return Interval(low=float(low[0]), high=float(high[0]))
+    return Interval(low=max(least, float(low[0])), high=float(high[0]))
 
 
 def mean_intervals(

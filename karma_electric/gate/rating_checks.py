@@ -204,7 +204,7 @@ class ParaphraseCheck(ScoresCheck):
 
     def summarise(self, rows: Sequence[Evidence], others: dict[str, list[Evidence]]) -> CheckResult:
         deviations = [row.findings["std"] for row in rows]
-        interval = mean_interval(deviations, confidence=self.params.confidence)
+        interval = mean_interval(deviations, confidence=self.params.confidence, least=0.0)
         mean_bar, single_bar = self.params.paraphrase_mean_std, self.params.paraphrase_max_std
         figures = _mean_figures("mean_std", deviations, interval) | {"max_std": max(deviations)}
         verdict = ceiling_verdict(interval, bar=mean_bar)
@@ -274,7 +274,7 @@ class CrossLanguageCheck(ScoresCheck):
 
     def summarise(self, rows: Sequence[Evidence], others: dict[str, list[Evidence]]) -> CheckResult:
         differences = [float(row.findings["difference"]) for row in rows]
-        interval = mean_interval(differences, confidence=self.params.confidence)
+        interval = mean_interval(differences, confidence=self.params.confidence, least=0.0)
         bar = self.params.cross_language_difference
         figures = _mean_figures("mean_difference", differences, interval)
         return self.result(rows, f"mean absolute difference <= {bar:g}", ceiling_verdict(interval, bar=bar), figures)

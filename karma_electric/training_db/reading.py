@@ -7,13 +7,12 @@ import random
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from karma_electric.errors import InputError, shown
 from karma_electric.training_db.schema import STATUSES
 
 ReviewMode = Literal["random", "category", "recent", "tier"]
-REVIEW_MODES: tuple[str, ...] = get_args(ReviewMode)
 NO_TIER = "none"
 
 

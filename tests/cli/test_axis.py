@@ -47,6 +47,16 @@ def test_lint_passes_what_is_sound_and_names_a_fault(tmp_path: Path, tiny_llama:
     assert "was cut short" in one_line_of(karma("axis", "lint", path, folder=tmp_path), 6)
 
 
+def test_what_would_fail_at_the_end_is_refused_at_the_start(tmp_path: Path) -> None:
+    """No model is loaded before: there is none."""
+    for option, value in (("--percentile", "175"), ("--percentile", "0"), ("--k-sigma", "-1"), ("--alpha", "7")):
+        error = one_line_of(karma("axis", "sweep", "model", option, value, folder=tmp_path), 1)
+        assert error.startswith(f"{option} {value}: expected")
+    (tmp_path / "document.md").write_text("# No markers\n")
+    words = ("axis", "conform", "model", "--document", "document.md")
+    assert "document.md: has no line" in one_line_of(karma(*words, folder=tmp_path), 1)
+
+
 def test_conform_proves_a_model_and_writes_the_tables(tmp_path: Path, tiny_llama: Path) -> None:
     import torch
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
 
 from karma_electric.cli.main import app
 from karma_electric.errors import KarmaError
-from tests.cli.running import ROOT, karma
+from tests.cli.running import ROOT, karma, one_line_of
 
 HEAVY = {
     "torch",
@@ -51,6 +52,34 @@ def test_every_command_has_help_with_an_example(words: tuple[str, ...], tmp_path
     done = karma(*words, "--help", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Example: karma {' '.join(words)}" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_option_has_help(words: tuple[str, ...]) -> None:
+    command: Any = get_command(app)
+    for word in words:
+        command = command.commands[word]
+    assert [each.name for each in command.params if not each.help] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (("db", "export", "-o", "folder"), "folder"),
+        (("db", "export", "-o", "file/rows.jsonl"), "file"),
+        (("db", "dump", "-o", "file/rows.jsonl"), "file"),
+        (("verify", "org/name", "--output", "file"), "file"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_cannot_be_written_is_one_line(words: tuple[str, ...], path: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("text\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/training.db").write_bytes((ROOT / "data/training.db").read_bytes())
+    done = karma(*words, folder=tmp_path)
+    assert one_line_of(done, 2 if "rows.jsonl" in words[-1] else 1).startswith(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["data", "file", "folder"]
 
 
 @pytest.mark.parametrize("words", [(), ("db",)], ids=" ".join)

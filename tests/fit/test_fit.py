@@ -170,7 +170,11 @@ def test_the_command_judges_this_machine(tmp_path: Path) -> None:
     machine = this_machine(tmp_path)
     assert report["machine"]["cores"] == machine.cores
     assert {need["stage"]: need for need in report["needs"]}["train@v8"]["host_bytes"] > 1e9
-    done = karma_here("fit", "--write", folder=tmp_path)
-    assert "train@v8\t0.0\t" in done.stdout
-    proposed = read_recipe(tmp_path / "params.yaml").train.tokens_per_microbatch
-    assert f"what fits is {proposed}" in done.stderr
+    proposed = report["proposed_tokens_per_microbatch"]
+    for before in (512, proposed + 512):  # what fits is raised, and never lowered: that would only train again
+        write_budget(tmp_path / "params.yaml", before)
+        done = karma_here("fit", "--write", folder=tmp_path)
+        assert "train@v8\t0.0\t" in done.stdout
+        assert f"the most that fits and is of use is {proposed}" in done.stderr
+        after = read_recipe(tmp_path / "params.yaml").train.tokens_per_microbatch
+        assert after == (max(before, proposed) if done.returncode == 0 else proposed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_every_documented_command_runs(project: Project) -> None:
     assert commands, "the documentation shows no command that a test can run"
     for command in commands:
         project.run("bash", "-c", command)
+
+
+def test_the_readme_shows_the_gate_of_the_committed_metrics() -> None:
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    metrics = json.loads((REPOSITORY / "metrics/gate.json").read_text("utf-8"))
+    rows = {
+        line.split()[0]: " ".join(line.split()[1:]) for line in readme.splitlines() if re.search(r" of \d+ .*%", line)
+    }
+    assert rows.keys() >= metrics["checks"].keys()
+    for name, check in metrics["checks"].items():
+        interval = f"{check['low']:.1%} to {check['high']:.1%}"
+        shown = f"{check['passed']} of {check['n']} {interval} {check.get('verdict') or 'reported'}"
+        assert rows[name].startswith(shown), f"README.md says of {name}: {rows[name]}"
+    assert f"    verdict: {metrics['verdict']}\n" in readme
 
 
 def test_every_listed_exception_is_in_the_documentation_and_has_a_reason() -> None:

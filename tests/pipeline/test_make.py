@@ -12,6 +12,7 @@ def test_a_profile_replaces_the_recipe_and_refuses_over_uncommitted_edits(tmp_pa
     (project.folder / "profiles").mkdir(parents=True)
     for name in ("Makefile", "params.yaml", "profiles/llama31-8b.yaml"):
         (project.folder / name).write_bytes((REPOSITORY / name).read_bytes())
+    (project.folder / "profiles/accelerate").mkdir()
     project.run("git", "init", "--quiet")
     project.commit()
     recipe = project.folder / "params.yaml"
@@ -24,4 +25,4 @@ def test_a_profile_replaces_the_recipe_and_refuses_over_uncommitted_edits(tmp_pa
     project.run("make", "profile", "NAME=llama31-8b")
     assert recipe.read_bytes() == (project.folder / "profiles/llama31-8b.yaml").read_bytes()
     missing = project.run("make", "profile", "NAME=nothing", ok=False)
-    assert "profiles/nothing.yaml: missing; there are llama31-8b" in missing.stderr
+    assert "profiles/nothing.yaml: missing; there are llama31-8b\n" in missing.stderr

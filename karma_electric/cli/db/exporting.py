@@ -57,6 +57,8 @@ def export(
     for value in language or ():
         if value not in LANGUAGES:
             raise InputError(f"--language {shown(value)}: expected one of {', '.join(LANGUAGES)}")
+    if output.is_dir():
+        raise InputError(f"{output}: a folder; name the file to write")
     written = manifest or output.with_name(f"{output.stem}.manifest.json")
     if written.resolve() == output.resolve():
         raise InputError(f"{output}: output and manifest are one file; choose two names")

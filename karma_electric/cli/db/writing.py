@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from karma_electric.cli.db.options import Database, now
+from karma_electric.cli.output import say
 from karma_electric.cli.paths import DATABASE
 from karma_electric.errors import InputError
 from karma_electric.wording import counted
@@ -49,8 +49,8 @@ def import_rows(
 ) -> None:
     """Add the rows of a file in one transaction; rows that are there with the same content are counted.
 
-    The project's own form, ShareGPT's, rows with nothing but conversations, or a database of the old system. Bad rows
-    are listed and left out, and the command ends with 1. Example: karma db import batch.jsonl
+    The project's own form, ShareGPT's, rows with nothing but conversations, or a database with 12, 13 or 15
+    columns. Bad rows are listed and left out, and the command ends with 1. Example: karma db import batch.jsonl
     """
     from karma_electric.conversation import parse_text
     from karma_electric.training_db.importing import Defaults, import_examples
@@ -63,11 +63,11 @@ def import_rows(
         on_conflict=on_conflict.value if on_conflict else None,
         strict=strict,
         defaults=defaults,
-        report=_say,
+        report=say,
     )
     parts = [f"{counts.new} new", f"{counts.known} known"]
     parts += [f"{count} {name}" for name in ("kept", "replaced", "renamed") if (count := getattr(counts, name))]
-    _say(f"{file}: {', '.join(parts)}")
+    say(f"{file}: {', '.join(parts)}")
     if counts.bad:
         raise InputError(f"{file}: left out {counted(counts.bad, 'bad row')}; correct and import the file again")
 
@@ -132,7 +132,7 @@ def prompt(
     content = read_prompt(file)
     with open_to_write(existing(database)) as connection:
         changed = set_system_prompt(connection, id_, content, description, at=now())
-    _say(f"{id_}: stored" if changed else f"{id_}: is there with this text already")
+    say(f"{id_}: stored" if changed else f"{id_}: is there with this text already")
 
 
 def upgrade(database: Database = DATABASE) -> None:
@@ -144,7 +144,7 @@ def upgrade(database: Database = DATABASE) -> None:
     from karma_electric.training_db.schema import SCHEMA_VERSION
 
     before = store.upgrade(database)
-    _say(f"{database}: schema {before}" + (f" -> {SCHEMA_VERSION}" if before != SCHEMA_VERSION else ""))
+    say(f"{database}: schema {before}" + (f" -> {SCHEMA_VERSION}" if before != SCHEMA_VERSION else ""))
 
 
 def existing(database: Path) -> Path:
@@ -154,10 +154,6 @@ def existing(database: Path) -> Path:
     return database
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def _say_changed(changed: list[tuple[str, bool]], status: str) -> None:
     for id_, was_changed in changed:
-        _say(f"{id_}: {status}" if was_changed else f"{id_}: was {status} already")
+        say(f"{id_}: {status}" if was_changed else f"{id_}: was {status} already")
