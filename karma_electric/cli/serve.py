@@ -18,8 +18,8 @@ from karma_electric.cli.caps import (
     Threshold,
     find_cap,
     find_model,
-    say,
 )
+from karma_electric.cli.output import say
 from karma_electric.errors import InputError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def error_of(product: torch.Tensor, states: torch.Tensor, weight: torch.Tensor) 
 def test_the_states_of_attention_lose_nothing_to_bf16(loaded: LoadedModel) -> None:
     states = torch.randn(1, 40, 256, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(), float32_states(loaded) as model:
-        attention, mlp = model.blocks[0].self_attn.q_proj, model.blocks[0].mlp.up_proj
+        block: Any = model.blocks[0]
+        attention, mlp = block.self_attn.q_proj, block.mlp.up_proj
         found = attention(states), mlp(states)
     assert error_of(found[0], states, attention.weight.detach()) < 1e-5
     assert error_of(found[1], states, mlp.weight.detach()) < 4e-3  # exact without bf16 products
@@ -45,7 +47,8 @@ def test_the_model_and_the_precision_are_as_they_were(loaded: LoadedModel) -> No
 
 def test_a_bias_is_added_once(loaded: LoadedModel) -> None:
     with float32_states(loaded) as model:
-        layer = model.blocks[1].self_attn.q_proj
+        block: Any = model.blocks[1]
+        layer = block.self_attn.q_proj
         states = torch.randn(2, 3, 256)
         without = layer(states)
         layer.bias = torch.nn.Parameter(torch.full((256,), 3.0))
