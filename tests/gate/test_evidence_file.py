@@ -45,7 +45,7 @@ def test_half_written_evidence_is_refused(file: Path) -> None:
     lines = lines_of(file)
     for kept in (1, 2, len(lines) // 2, len(lines) - 1):
         file.write_bytes(b"".join(lines[:kept]))
-        with pytest.raises(IntegrityError, match="are not the"):
+        with pytest.raises(IntegrityError, match="that were written"):
             read_evidence(file)
     file.write_bytes(b"".join(lines)[:-40])
     with pytest.raises((InputError, IntegrityError)):
@@ -66,7 +66,7 @@ def test_a_row_that_was_changed_moved_or_doubled_is_refused(file: Path) -> None:
         [*lines[:-1], lines[-2]],
     ):
         file.write_bytes(b"".join(spoilt))
-        with pytest.raises(IntegrityError, match="are not the"):
+        with pytest.raises(IntegrityError, match="that were written"):
             read_evidence(file)
 
 

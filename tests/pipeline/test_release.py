@@ -167,16 +167,16 @@ def test_every_command_of_the_card_is_run_or_marked(built: Project, tmp_path: Pa
     release = _staged(built, tmp_path / "release")
     private, _ = make_key(tmp_path / "keys", "KEY")
     finish_release(release, private_key=private)
-    shutil.copyfile(release / "public-key.pem", tmp_path / "KEY.pem")
+    shutil.copyfile(release / "public-key.pem", tmp_path / "KEY.pub.pem")
     card = (release / "README.md").read_text("utf-8")
     blocks = re.findall(r"([^\n]*)\n\n```(bash|python)\n(.*?)```", card, re.DOTALL)
     commands = {line: before for before, kind, text in blocks if kind == "bash" for line in text.splitlines()}
     unmarked = [line for line, before in commands.items() if "not run by our tests" not in before.lower()]
     serve, verify = unmarked
     assert serve == "karma serve tiny-v8-Q8_0.gguf --acap bodhisattva_axis_v8.gguf"
-    assert verify == "karma verify . --public-key KEY.pem"
+    assert verify == "karma verify . --public-key KEY.pub.pem"
     clone = Project(release)
-    assert clone.run(*verify.replace("KEY.pem", str(tmp_path / "KEY.pem")).split()).stdout.startswith("valid\n")
+    assert clone.run(*verify.replace("KEY.pub.pem", str(tmp_path / "KEY.pub.pem")).split()).stdout.startswith("valid\n")
     with contextlib.chdir(release), serving(*serve.split()[2:]) as server:
         answer = server.complete(model="tiny-v8-Q8_0", messages=[{"role": "user", "content": "Hi"}], max_tokens=3)
         assert answer.choices[0].message.content is not None
