@@ -201,7 +201,7 @@ class LlamaCppEngine:
                 raise InputError(f"a question with capped {question.capped} among those with capped {capped}")
             if isinstance(question, Write):
                 return self._write(sequence, question)
-            return scores_by_steps(sequence, *self._option_ids(question))
+            return scores_by_steps(sequence, *self._option_ids(question), held=question.held)
 
         with contextlib.closing(
             LlamaCppParallelAnswers(lambda: self._open_sequences(SLOTS, capped=capped), begin)
@@ -209,7 +209,13 @@ class LlamaCppEngine:
             yield answers
 
     def score(
-        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        prefix: str,
+        options: Sequence[str],
+        capped: bool = False,
+        held: bool = False,
     ) -> list[float]:
         """Log-probability, in nats, of each option as the continuation of the answer that starts with `prefix`.
 
@@ -217,10 +223,10 @@ class LlamaCppEngine:
         is given; the sum runs over the tokens after it. So where an option merges with the end of the prefix into one
         token, that end is scored for every option, and all compete for the same text.
         """
-        question = Weigh(tuple(messages), tuple(options), capped=capped, prefix=prefix)
+        question = Weigh(tuple(messages), tuple(options), capped=capped, prefix=prefix, held=held)
         with self._lock:
             context = self._context(capped)
-            return score_options(context, *self._option_ids(question))
+            return score_options(context, *self._option_ids(question), held=held)
 
     def all_logits(self, token_ids: Sequence[int], *, capped: bool = False) -> NDArray[np.float32]:
         """The logits after every token, (tokens, vocab_size)."""

@@ -11,8 +11,7 @@ from karma_electric.capping.llama_cpp import CapCallback
 from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, MAX_BRANCHES, CacheType, LlamaCppDecoder, Row
 from karma_electric.engines.llama_cpp_model import LlamaCppModel
 from karma_electric.engines.llama_cpp_sequence import TokenSequence
-
-TokenPath = tuple[int, ...]
+from karma_electric.engines.option_tree import TokenPath
 
 
 class LlamaCppContext(TokenSequence):

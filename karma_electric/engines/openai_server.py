@@ -121,14 +121,20 @@ class OpenAIServerEngine:
         )
 
     def score(
-        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        prefix: str,
+        options: Sequence[str],
+        capped: bool = False,
+        held: bool = False,
     ) -> list[float]:
         """Log-probability, in nats, of each option as the FIRST token of the answer, from the likeliest tokens there.
 
         Options must differ in their first tokens, such as letters. One that is not listed is less likely than all that
         are, and gets the least listed value less UNLISTED_NATS.
         """
-        if prefix or not self.weighs:
+        if prefix or held or not self.weighs:
             raise InputError("this server weighs the first token of an answer at most; ask for a whole answer")
         reply = self._complete(messages, max_tokens=1, capped=capped, logprobs=True, top_logprobs=TOP_LOGPROBS)
         listed = _likeliest(reply.choice)

@@ -118,12 +118,19 @@ class Engine(Protocol):
         ...
 
     def score(
-        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        prefix: str,
+        options: Sequence[str],
+        capped: bool = False,
+        held: bool = False,
     ) -> list[float]:
         """Log-probability, in nats, of each option as the continuation of the answer that starts with `prefix`.
 
         The sum over the option's tokens, given the rendered conversation, the assistant header and `prefix`; options
-        are tokenised as they stand after the prefix and compete as whole strings. The shared prefix is computed once;
+        are tokenised as they stand after the prefix and compete as whole strings. `held`: as under a grammar that
+        admits nothing but the options, whose probabilities then sum to 1. The shared prefix is computed once;
         a call whose conversation and prefix extend those of the last call reuses what is in memory.
         """
         ...

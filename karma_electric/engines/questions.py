@@ -24,12 +24,16 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Weigh:
-    """How probable is each of the options as the continuation of the answer that starts with `prefix`?"""
+    """How probable is each of the options as the continuation of the answer that starts with `prefix`?
+
+    `held`: as if nothing but the options could be written.
+    """
 
     messages: tuple[Message, ...]
     options: tuple[str, ...]
     capped: bool = False
     prefix: str = ""
+    held: bool = False
 
 
 Question = Write | Weigh
@@ -84,7 +88,13 @@ def ask(engine: Engine, question: Question) -> Answer:
             prefix=question.prefix,
             stop=question.stop,
         )
-    return engine.score(question.messages, prefix=question.prefix, options=question.options, capped=question.capped)
+    return engine.score(
+        question.messages,
+        prefix=question.prefix,
+        options=question.options,
+        capped=question.capped,
+        held=question.held,
+    )
 
 
 def hold(engine: Engine, interview: Interview[T]) -> T:

@@ -23,8 +23,9 @@ from karma_electric.capping.pytorch import CapHooks, capped
 from karma_electric.conversation import Message
 from karma_electric.engines.answer import GrowingAnswer
 from karma_electric.engines.llama_cpp_sequence import common_length
+from karma_electric.engines.option_tree import OptionTree, TokenPath
 from karma_electric.engines.protocol import CapActivity, EngineIdentity, Generation, StreamedToken
-from karma_electric.engines.sampling import Sampling, log_softmax
+from karma_electric.engines.sampling import Sampling
 from karma_electric.engines.torch_model import TorchChatModel, load_torch_model
 from karma_electric.errors import InputError, IntegrityError
 
@@ -111,7 +112,13 @@ class TransformersEngine:
         return Generation(text, tuple(answer.token_ids), answer.finish or "stop", len(prompt), activity)
 
     def score(
-        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        prefix: str,
+        options: Sequence[str],
+        capped: bool = False,
+        held: bool = False,
     ) -> list[float]:
         """Log-probability, in nats, of each option as the continuation of the answer that starts with `prefix`: the sum
         over the tokens after those that all options and the bare prefix share."""
@@ -125,15 +132,13 @@ class TransformersEngine:
         if not 0 < shared < min(map(len, sequences)):
             raise InputError("an option shares no token with the prompt, or adds none; expected a prompt, then options")
         self._check_length(max(map(len, sequences)), f"a prompt of {len(bare)} with its options")
-        tails = [sequence[shared:] for sequence in sequences]
+        tree = OptionTree([tuple(sequence[shared:]) for sequence in sequences], held=held)
         with self._capped(loaded, capped):
             passes = _Passes(loaded)
-            first = log_softmax(passes.read(bare[:shared]))
-            after = passes.branch([tail[:-1] for tail in tails])  # logits after each token of each tail but its last
-        return [
-            float(first[tail[0]] + sum(log_softmax(row)[token] for row, token in zip(rows, tail[1:], strict=True)))
-            for tail, rows in zip(tails, after, strict=True)
-        ]
+            logits: dict[TokenPath, NDArray[np.float32]] = {(): passes.read(bare[:shared])}
+            for path, rows in zip(tree.leaves, passes.branch(tree.leaves), strict=True):
+                logits |= {path[: index + 1]: row for index, row in enumerate(rows)}
+        return tree.log_probabilities(logits)
 
     def stream(
         self,
@@ -226,9 +231,9 @@ class _Passes:
 
         All paths are one batch, filled up on the right, which causal attention cannot see.
         """
+        if not paths:
+            return []
         width = max(map(len, paths))
-        if width == 0:
-            return [np.empty((0, 0), np.float32) for _ in paths]
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(len(paths))
         _, logits = self._run([[*path, *[0] * (width - len(path))] for path in paths], cache, {})

@@ -142,7 +142,7 @@ def _score_line(
 ) -> Interview[tuple[int, float, str]]:
     """One line of the form: its score, the mean over the scores' probabilities, and the form up to its end."""
     prefix = f"{written}{name}: "
-    score, expected = _most_probable((yield Weigh(messages, _OPTIONS, prefix=prefix)))
+    score, expected = _most_probable((yield Weigh(messages, _OPTIONS, prefix=prefix, held=True)))
     line = f"{prefix}{score}/10"
     if reasons:
         reason = yield from _free_text(messages, f"{line} -")

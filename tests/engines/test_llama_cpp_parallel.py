@@ -56,6 +56,7 @@ def questions(capped: bool, long: str = "Tell me about the river and the boats. 
         for prefix in FORM:
             messages = (Message("system", "Be brief."), Message("user", text))
             asked.append(Weigh(messages, RATINGS, capped, prefix))
+            asked.append(Weigh(messages, RATINGS, capped, prefix, held=True))
             asked.append(Write(messages, 3 + 5 * number, capped, prefix, ("\n",) if prefix else ()))
     return asked
 

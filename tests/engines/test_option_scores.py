@@ -1,16 +1,19 @@
-"""The trie over the options: every inner node is decoded, and no branch twice."""
+"""The tree of the options: every inner node that counts is decoded, and no branch twice."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from karma_electric.engines.llama_cpp_context import TokenPath, group_paths, leading_parts
+from karma_electric.engines.llama_cpp_context import group_paths, leading_parts
 from karma_electric.engines.llama_cpp_decoder import BATCH_TOKENS, MAX_BRANCHES
 from karma_electric.engines.llama_cpp_sequence import common_length
-from karma_electric.engines.option_scores import branches
+from karma_electric.engines.option_tree import OptionTree, TokenPath
 from karma_electric.engines.sampling import log_softmax
+from karma_electric.errors import InputError
 
 TOKENS = st.integers(0, 3)
 TAILS = st.lists(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1, max_size=80)
@@ -18,11 +21,43 @@ TAILS = st.lists(st.lists(TOKENS, min_size=1, max_size=5).map(tuple), min_size=1
 
 @given(TAILS)
 def test_branches_cover_every_inner_node_and_none_contains_another(tails: list[TokenPath]) -> None:
-    paths = branches(tails)
+    paths = OptionTree(tails, held=False).leaves
     needed = {tail[:length] for tail in tails for length in range(1, len(tail))}
     assert set(leading_parts(paths)) == needed
     assert not any(a != b and b[: len(a)] == a for a in paths for b in paths)
     assert len(paths) == len(set(paths))
+
+
+def logits_after(path: TokenPath) -> NDArray[np.float32]:
+    """Of four tokens; any, but always the same."""
+    return np.random.default_rng([len(path), *path]).normal(size=4).astype(np.float32)
+
+
+@given(TAILS)
+def test_held_options_are_weighed_as_under_a_grammar(tails: list[TokenPath]) -> None:
+    ends = [tail for tail in dict.fromkeys(tails) if not any(a != tail and a[: len(tail)] == tail for a in tails)]
+    tree = OptionTree(ends, held=True)
+    found = tree.log_probabilities({path: logits_after(path) for path in {(), *tree.read}})
+    assert sum(np.exp(found)) == pytest.approx(1)
+    for tail, value in zip(ends, found, strict=True):
+        expected = 0.0
+        for index, token in enumerate(tail):
+            admitted = sorted({end[index] for end in ends if end[:index] == tail[:index] and len(end) > index})
+            expected += log_softmax(logits_after(tail[:index])[admitted])[admitted.index(token)]
+        assert value == pytest.approx(expected)
+    assert all(len({end[len(path)] for end in ends if end[: len(path)] == path}) > 1 for path in tree.read)
+
+
+def test_scores_from_1_to_10_need_one_token_behind_the_prompt() -> None:
+    digits = [(*map(int, str(score)), 99) for score in range(1, 11)]
+    assert OptionTree(digits, held=True).leaves == [(1,)]
+    assert len(OptionTree(digits, held=False).read) == 10
+    assert OptionTree([(score, 99) for score in range(1, 11)], held=True).leaves == []  # where 10 is one token
+
+
+def test_held_options_that_begin_with_one_another_are_refused() -> None:
+    with pytest.raises(InputError, match="an option begins with another one"):
+        OptionTree([(1,), (1, 0)], held=True)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=BATCH_TOKENS).map(tuple), max_size=60))

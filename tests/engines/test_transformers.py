@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,13 @@ def test_greedy_answers_and_weights_are_those_of_llama_cpp(
             llama_cpp.finish,
         )
         assert (pytorch.prompt_tokens, pytorch.cap.positions) == (llama_cpp.prompt_tokens, llama_cpp.cap.positions)
-        scores = [engine.score(QUESTION, prefix=prefix, options=WORDS, capped=capped) for engine in engines]
-        assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+        for held in (False, True):
+            options = [f"{word}/" for word in WORDS]
+            scores = [
+                engine.score(QUESTION, prefix=prefix, options=options, capped=capped, held=held) for engine in engines
+            ]
+            assert scores[0] == pytest.approx(scores[1], abs=2e-3)
+            assert held == (abs(sum(map(math.exp, scores[0])) - 1) < 1e-6)
 
 
 def test_weights_are_the_sums_of_the_definition(

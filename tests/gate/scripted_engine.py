@@ -79,12 +79,19 @@ class ScriptedEngine:
         return Generation(text=text, token_ids=(), finish="stop", prompt_tokens=4, cap=activity)
 
     def score(
-        self, messages: Sequence[Message], *, prefix: str, options: Sequence[str], capped: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        prefix: str,
+        options: Sequence[str],
+        capped: bool = False,
+        held: bool = False,
     ) -> list[float]:
         request = _REQUEST.fullmatch(messages[-1].content)
         if request is None:
             return self.choices(messages[-1].content, options, capped)
         assert not capped, "the evaluator is never capped"
+        assert held, "a score is written under the form"
         assert list(options) == [f"{score}/" for score in range(1, 11)]
         self.prefixes.append(prefix)
         return self.scores(request[1], request[2])
