@@ -44,8 +44,7 @@ def fit(
     else:
         _print(report)
     proposed = report.proposed_tokens_per_microbatch
-    wanted = proposed is not None and (report.faults or proposed > report.tokens_per_microbatch)
-    if write and proposed is not None and wanted:
+    if write and proposed is not None and (report.faults or proposed > report.tokens_per_microbatch):
         write_budget(params, proposed)
         say(f"{params}: train.tokens_per_microbatch is {proposed} now, it was {report.tokens_per_microbatch}")
     if report.faults:

@@ -31,7 +31,7 @@ def scores_by_steps(
 ) -> Generator[int, NDArray[np.float32], list[float]]:
     """As `score_options`, but yields the tokens to decode behind `sequence`, and is sent the logits after each."""
     shared, tree = _tree(bare, sequences, held=held)
-    logits = {(): sequence.read(list(bare[:shared]))}
+    logits: dict[TokenPath, NDArray[np.float32]] = {(): sequence.read(list(bare[:shared]))}
     for path in sorted(leading_parts(tree.leaves)):  # sorted, each node comes right after its parent's others
         sequence.rewind(shared + len(path) - 1)
         logits[path] = yield path[-1]

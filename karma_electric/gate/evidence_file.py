@@ -62,11 +62,12 @@ def read_evidence(path: Path) -> EvidenceFile:
     if header.get("form") != FORM:
         raise InputError(f"{path}:1: form is {header.get('form')!r}, expected {FORM!r}; is this a gate's evidence?")
     rows = [row for _, row in lines]
-    if len(rows) != header.get("rows") or _rows_sha256(rows) != header.get("rows_sha256"):
+    if len(rows) != header.get("rows"):
         raise IntegrityError(
-            f"{path}: holds {counted(len(rows), 'row')}, not the {header.get('rows')} that were written; "
-            "run the gate again"
+            f"{path}: holds {counted(len(rows), 'row')}, expected {header.get('rows')}; run the gate again"
         )
+    if _rows_sha256(rows) != header.get("rows_sha256"):
+        raise IntegrityError(f"{path}: a row is not the one that was written; run the gate again")
     try:
         identity = _identity(header["judged"])
         prompts = {name: str(header["prompts_sha256"][name]) for name in ("persona", "evaluator")}

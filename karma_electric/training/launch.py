@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from karma_electric.errors import InputError, SetupError
-from karma_electric.parameters import Parameters
+from karma_electric.parameters import Parameters, parse_parameters, read_yaml
 from karma_electric.training.starter import LAUNCHER_VARIABLE, Starter, process_name
 
 _PREFIX = "KARMA_"
@@ -44,32 +43,17 @@ class RunSettings(Parameters):
 def run_settings(local: Path, environment: Mapping[str, str]) -> RunSettings:
     """The settings in the untracked file `local`, if it is there, and over them KARMA_LAUNCHER, KARMA_PROCESSES and
     KARMA_ACCELERATE_CONFIG. Raises InputError."""
-    values = _read_keys(local) if local.is_file() else {}
-    known = {name: values[name] for name in RunSettings.model_fields if name in values}
+    values = read_yaml(local) if local.is_file() else {}
     for name in RunSettings.model_fields:
         told = environment.get(_PREFIX + name.upper())
         if told:
-            known[name] = int(told) if name == "processes" and told.isdecimal() else told
-    try:
-        return RunSettings.model_validate(known)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise InputError(f"{local} or {_PREFIX}{str(fault['loc'][0]).upper()}: {fault['msg']}; mend it") from error
-
-
-def _read_keys(path: Path) -> dict[Any, Any]:
-    try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({error}); expected lines of the form key: value") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: found no keys; expected lines of the form key: value")
-    return values
+            values[name] = int(told) if name == "processes" and told.isdecimal() else told
+    return parse_parameters(values, RunSettings, where=f"{local} or {_PREFIX}*")
 
 
 def check_accelerate_config(path: Path) -> None:
     """Raise InputError for a file of accelerate's that asks for another way of sharding than ours, before a launch."""
-    values = _read_keys(path)
+    values = read_yaml(path)
     if values.get("distributed_type") == "FSDP":
         told = values.get("fsdp_config")
         _check_fsdp({key: _spelt(value) for key, value in told.items()} if isinstance(told, dict) else {}, str(path))

@@ -56,7 +56,7 @@ def test_other_bars_can_be_given(tmp_path: Path) -> None:
 def test_evidence_that_is_not_whole_ends_with_six(tmp_path: Path) -> None:
     file = evidence(tmp_path / "gate.jsonl", gate(ScriptedEngine()))
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
-    assert "that were written" in one_line_of(karma("gate", "replay", file, folder=tmp_path), 6)
+    assert "rows, expected" in one_line_of(karma("gate", "replay", file, folder=tmp_path), 6)
     assert "gate.jsonl" in one_line_of(karma("gate", "replay", "no/gate.jsonl", folder=tmp_path), 1)
 
 

@@ -144,7 +144,7 @@ def test_another_way_of_sharding_is_one_line(tmp_path: Path, key: str, value: st
 
 
 def test_a_file_of_accelerate_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.yaml: cannot be read as YAML"):
+    with pytest.raises(InputError, match=r"gone\.yaml: cannot be read"):
         check_accelerate_config(tmp_path / "gone.yaml")
     (tmp_path / "other.yaml").write_text("distributed_type: MULTI_GPU\n")
     check_accelerate_config(tmp_path / "other.yaml")
@@ -159,7 +159,7 @@ def test_the_number_of_processes_wins_over_the_file(tmp_path: Path) -> None:
 def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) -> None:
     local = tmp_path / "local.yaml"
     assert run_settings(local, {}) == RunSettings()
-    local.write_text("launcher: accelerate\nprocesses: 4\nengine: elsewhere\n")
+    local.write_text("launcher: accelerate\nprocesses: 4\n")
     assert run_settings(local, {}) == RunSettings(launcher="accelerate", processes=4)
     assert run_settings(local, {"KARMA_PROCESSES": "2"}).processes == 2
     assert not must_launch(run_settings(local, {"KARMA_LAUNCHER": "none"}), {})
@@ -169,7 +169,12 @@ def test_settings_come_from_the_file_and_the_environment_wins(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("text", "fault"),
-    [("launcher: mpi\n", "KARMA_LAUNCHER: "), ("processes: 0\n", "KARMA_PROCESSES: "), ("- a\n", "no keys")],
+    [
+        ("launcher: mpi\n", "launcher: found 'mpi'"),
+        ("processes: 0\n", "processes: found 0"),
+        ("processs: 8\n", "processs: unknown key"),
+        ("- a\n", "found a list"),
+    ],
 )
 def test_a_wrong_setting_is_one_line(tmp_path: Path, text: str, fault: str) -> None:
     (tmp_path / "local.yaml").write_text(text)

@@ -34,9 +34,17 @@ def test_an_empty_database_is_told_how_to_become_one(tmp_path: Path) -> None:
     assert read(tmp_path / "training.db") == 0
 
 
+def refuse(connection: sqlite3.Connection, *statements: str) -> None:
+    """Each of the statements breaks a rule of the schema."""
+    for statement in statements:
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(statement)
+
+
 def test_the_schema_refuses_what_the_contract_does_not_allow(database: Path) -> None:
     with closing(sqlite3.connect(database)) as connection:
-        for statement in (
+        refuse(
+            connection,
             "UPDATE examples SET status = 'done'",
             "UPDATE examples SET role = 'judge'",
             "UPDATE examples SET hermes_score = 41",
@@ -45,9 +53,7 @@ def test_the_schema_refuses_what_the_contract_does_not_allow(database: Path) -> 
             "UPDATE examples SET id = ''",
             "UPDATE examples SET category = NULL",
             "INSERT INTO examples (id, source, category, conversations, added_at) VALUES ('a', '', '', '[]', '')",
-        ):
-            with pytest.raises(sqlite3.IntegrityError):
-                connection.execute(statement)
+        )
         for column, values in (("status", STATUSES), ("role", ROLES)):
             for value in values:
                 connection.execute(f"UPDATE examples SET {column} = ?", (value,))
@@ -87,7 +93,8 @@ def test_the_index_holds_the_words_that_a_person_reads(database: Path) -> None:
 def test_an_example_is_neither_deleted_nor_renamed_nor_overwritten(database: Path) -> None:
     before = stored(database)
     with closing(sqlite3.connect(database)) as connection:
-        for statement in (
+        refuse(
+            connection,
             "DELETE FROM examples",
             "UPDATE examples SET id = 'z' WHERE id = 'a'",
             "INSERT OR REPLACE INTO examples SELECT * FROM examples WHERE id = 'a'",
@@ -95,9 +102,7 @@ def test_an_example_is_neither_deleted_nor_renamed_nor_overwritten(database: Pat
             "UPDATE history SET at = 'never'",
             "INSERT OR REPLACE INTO history SELECT * FROM history WHERE number = 1",
             "INSERT INTO history SELECT 9, at, command, detail, subject, id, NULL, after_sha256, NULL FROM history",
-        ):
-            with pytest.raises(sqlite3.IntegrityError):
-                connection.execute(statement)
+        )
     assert stored(database) == before
 
 
