@@ -13,6 +13,7 @@ from karma_electric.gguf_files.reader import read_header
 from karma_electric.integrity import sha256_file
 
 MAX_TEXT_BYTES = 64 * 1024 * 1024
+_BPE = 2  # of llama_vocab_type: no piece of a text depends on what stands before the control token that it follows
 
 
 class LlamaCppModel:
@@ -40,6 +41,9 @@ class LlamaCppModel:
         self.blocks = int(self.library.llama_model_n_layer(self.pointer))
         self.trained_context_tokens = int(self.library.llama_model_n_ctx_train(self.pointer))
         self.adds_bos = bool(self.library.llama_vocab_get_add_bos(self.vocabulary))
+        self._is_bpe = self.library.llama_vocab_type(self.vocabulary) == _BPE
+        self._turn_end = self.token_text("eot") or self.token_text("eos")
+        self._last_turns: tuple[str, list[int]] = ("", [])
 
     def special_token_ids(self) -> dict[str, int]:
         """Ids by name: bos, eos, eot, pad, as far as the file names them."""
@@ -85,13 +89,25 @@ class LlamaCppModel:
     def prompt_tokens(self, text: str) -> list[int]:
         """Token ids of a rendered conversation, control tokens read as such. Exactly one bos: the text's own, or the
         model's where the text has none and the model wants one."""
-        ids = self.tokenize(text, parse_special=True)
+        ids = self._conversation_tokens(text)
         bos = self.special_token_ids().get("bos")
         if bos is None:
             return ids
         if ids[:2] == [bos, bos]:
             raise InputError(f"{self.path}: the chat template starts with bos twice; expected once")
         return [bos, *ids] if self.adds_bos and ids[:1] != [bos] else ids
+
+    def _conversation_tokens(self, text: str) -> list[int]:
+        """As `tokenize`; the turns before the answer are kept, since many texts in a row begin with the same ones."""
+        if not (self._is_bpe and self._turn_end in text):
+            return self.tokenize(text, parse_special=True)
+        length = text.rindex(self._turn_end) + len(self._turn_end)
+        turns, ids = self._last_turns
+        if turns != text[:length]:
+            turns = text[:length]
+            ids = self.tokenize(turns, parse_special=True)
+            self._last_turns = turns, ids
+        return ids + self.tokenize(text[length:], parse_special=True)
 
     def compiled_template(self) -> ChatTemplate:
         """The chat template of the file. Raises InputError where it has none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from karma_electric.capping.formula import Cap, unit
 from karma_electric.conversation import Message
@@ -269,6 +272,38 @@ def embedded_model() -> Path:
 
 
 # --- tokens and text ---
+
+
+PIECES = (
+    "<|im_end|>",
+    "<|im_start|>",
+    "assistant\n",
+    "\n",
+    "\n\n",
+    " ",
+    "  two",
+    "Overall: 1",
+    "0/",
+    "12",
+    "é",
+    "🙂",
+    "<|im_",
+)
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12), st.text(max_size=6))
+def test_turns_read_apart_from_the_answer_are_the_tokens_of_the_whole(
+    gguf: Path, pieces: list[str], option: str
+) -> None:
+    model = opened(gguf)
+    for text in ("".join(pieces), "".join([*pieces, option]), option):
+        assert model.prompt_tokens(f"x{text}") == model.tokenize(f"x{text}", parse_special=True)
+
+
+@functools.cache
+def opened(gguf: Path) -> LlamaCppModel:
+    """Its vocabulary."""
+    return LlamaCppModel(gguf, vocab_only=True)
 
 
 def test_characters_that_are_split_over_tokens_come_out_whole(engine: LlamaCppEngine) -> None:
