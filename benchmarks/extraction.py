@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from karma_electric.axis.extraction import axis_with_error, measure_contrast
-from karma_electric.axis.model import LoadedModel, load_model, render
+from karma_electric.axis.model import LoadedModel, load_model, on_every_gpu, render
 from karma_electric.axis.params import AxisParams
 from karma_electric.axis.prompts import Prompt, read_contrast_prompts, read_generic_prompts, sample
 from karma_electric.axis.states import last_token_states
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, with the model's tokenizer")
+    parser.add_argument("--every-gpu", action="store_true", help="the batches on all GPUs, the naive loop on the first")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -105,6 +106,8 @@ def run_one(arguments: argparse.Namespace) -> None:
     for number in range(arguments.samples - len(contrast)):  # two of them together
         first, second = contrast[number % len(contrast)], contrast[number // 2]
         contrast.append(replace(first, text=f"{first.text} {second.text}"))
+    if arguments.every_gpu and arguments.way == "batched":
+        loaded = on_every_gpu(loaded)
     warm_up(loaded)
     systems = [read_prompt(arguments.prompts / "persona.txt")]
     systems += [prompt.text for prompt in read_generic_prompts(arguments.prompts / "generic.jsonl")]
@@ -153,7 +156,7 @@ def warm_up(loaded: LoadedModel) -> None:
     ids = list(range(100, 160))
     with torch.no_grad():
         loaded.model(input_ids=torch.tensor([ids], device=loaded.device))
-    list(last_token_states(loaded, [ids, ids[:-7], ids[:30]], 3))
+    list(last_token_states(loaded, [ids, ids[:-7], ids[:30]] * (1 + len(loaded.others)), 3))
 
 
 def naive_axis(loaded: LoadedModel, contrast: list[Prompt], systems: list[str]) -> NDArray[np.float32]:

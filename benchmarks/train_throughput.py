@@ -44,6 +44,7 @@ from karma_electric.training.packing import StepCollator, step_loader
 from karma_electric.training.params import TrainParams
 from karma_electric.training.progress import LossCurve
 from karma_electric.training.rendering import RenderedExample
+from karma_electric.training.sharding import STORAGE
 
 WARM_UP_STEPS = 2
 SHAPES = {
@@ -121,7 +122,7 @@ def nf4_llama(shape: str, device: str, *, sharded: bool = False) -> Any:
                 False,
                 quant_type="nf4",
                 compress_statistics=True,
-                quant_storage=torch.bfloat16 if sharded else torch.uint8,
+                quant_storage=STORAGE if sharded else torch.uint8,
                 module=small,
             ).to(device)
             model.set_submodule(name, small)

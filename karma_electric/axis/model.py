@@ -105,15 +105,32 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> LoadedMo
 
 def on_every_gpu(loaded: LoadedModel) -> LoadedModel:
     """`loaded` with a copy of its model on each further GPU, so that batches are shared by all."""
-    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    return replace(loaded, others=tuple(copy_of(loaded, device) for device in devices if device != loaded.device))
+    return replace(loaded, others=tuple(copy_of(loaded, device) for device in other_gpus(loaded.device)))
 
 
 def copy_of(loaded: LoadedModel, device: torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
     """The same model once more, on `device`, in its own type or in `dtype`."""
-    model = copy.deepcopy(loaded.model).to(device=device, dtype=dtype)
+    model = copy_of_module(loaded.model, device, dtype)
     found = decoder_blocks(model)
     return replace(loaded, model=model, decoder=found.decoder, blocks=found.blocks, others=())
+
+
+def other_gpus(device: torch.device) -> list[torch.device]:
+    """Every GPU but `device`."""
+    found = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [gpu for gpu in found if gpu != device]
+
+
+def copy_of_module(module: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The module once more, its tensors copied straight to `device`: where it is, no memory is needed."""
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None, copy=True)
+
+    memo: dict[int, Any] = {id(buffer): copied(buffer) for buffer in module.buffers()}
+    for parameter in module.parameters():
+        memo[id(parameter)] = torch.nn.Parameter(copied(parameter.data), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(module, memo)
 
 
 def render(loaded: LoadedModel, system: str, user: str, *, most_tokens: int, where: str) -> list[int]:

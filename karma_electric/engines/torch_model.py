@@ -5,6 +5,7 @@ A GGUF file keeps llama.cpp's own vocabulary, so that both engines read a conver
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +52,18 @@ def load_torch_model(path: Path, *, dtype: torch.dtype | None = None) -> TorchCh
 
 
 def _of_folder(folder: Path, loaded: LoadedModel) -> TorchChatModel:
-    tokenizer = loaded.tokenizer
+    tokenizer, lock = loaded.tokenizer, threading.Lock()  # it is one for the copies of the model, and not for threads
     if not isinstance(tokenizer.chat_template, str):
         raise InputError(f"{folder}: has no chat template; expected chat_template.jinja beside the tokenizer")
 
     def tokenize(text: str, parse_special: bool) -> list[int]:
-        found = tokenizer(text, add_special_tokens=False, split_special_tokens=not parse_special)
+        with lock:
+            found = tokenizer(text, add_special_tokens=False, split_special_tokens=not parse_special)
         return [int(token) for token in found["input_ids"]]
 
     def decode(token_ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        with lock:
+            return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     return TorchChatModel(
         path=folder,

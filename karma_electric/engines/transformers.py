@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from karma_electric.axis.model import copy_of_module, other_gpus
 from karma_electric.capping.formula import Cap
 from karma_electric.capping.pytorch import CapHooks, capped
 from karma_electric.conversation import Message
 from karma_electric.engines.answer import GrowingAnswer
+from karma_electric.engines.interviews import OneAtATime, one_at_a_time
 from karma_electric.engines.llama_cpp_sequence import common_length
 from karma_electric.engines.option_tree import OptionTree, TokenPath
 from karma_electric.engines.protocol import CapActivity, EngineIdentity, Generation, StreamedToken
@@ -111,6 +114,12 @@ class TransformersEngine:
             activity = CapActivity(0, 0) if hooks is None else hooks.activity
         return Generation(text, tuple(answer.token_ids), answer.finish or "stop", len(prompt), activity)
 
+    @contextlib.contextmanager
+    def answer_in_parallel(self, *, capped: bool) -> Iterator[OneAtATime]:
+        """A slot for each GPU, with a copy of the model there; on a CPU, or with one GPU, one slot."""
+        with one_at_a_time([self, *map(self._copy_on, other_gpus(self._open().device))]) as answers:
+            yield answers
+
     def score(
         self,
         messages: Sequence[Message],
@@ -171,6 +180,11 @@ class TransformersEngine:
         if self._loaded is None:
             raise RuntimeError(f"the engine of {self._path} is closed")
         return self._loaded
+
+    def _copy_on(self, device: torch.device) -> TransformersEngine:
+        loaded, other = self._open(), copy.copy(self)
+        other._loaded = replace(loaded, model=copy_of_module(loaded.model, device))
+        return other
 
     def _render(self, messages: Sequence[Message]) -> str:
         if not messages or messages[-1].role != "user":

@@ -23,6 +23,7 @@ from karma_electric.training.packing import StepCollator, step_loader
 from karma_electric.training.params import TrainParams
 from karma_electric.training.progress import LossCurve, peak_flops
 from karma_electric.training.rendering import RenderedExample
+from karma_electric.training.sharding import STORAGE
 from karma_electric.training.trainer import PackedTrainer, check_rows
 
 # "constant" would ignore the warm-up in silence.
@@ -52,7 +53,7 @@ def build_trainer(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
+            bnb_4bit_quant_storage=STORAGE if sharded else torch.uint8,
         ),
     )
     return trainer_of(model, tokenizer, rendered, params, arguments, curve, checkpoints, sharded=sharded)

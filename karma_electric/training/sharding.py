@@ -2,18 +2,23 @@
 
 A configuration of accelerate with `distributed_type: FSDP` asks for it (launch.py). torch's `fully_shard` (FSDP2) does
 it here instead of accelerate, which rounds the loss to bf16, gives the 8-bit optimizer tensors that bitsandbytes cannot
-read, and has no FSDP without a GPU. NF4 weights are sharded as the bytes that they are, in bf16's clothes: torch moves
-them and never computes with them. Their scales, an eighth of a bit and less a weight, are whole everywhere.
+read, and has no FSDP without a GPU. NF4 weights are sharded as the bytes that they are, in the clothes of `STORAGE`:
+torch moves them and never computes with them. Their scales, an eighth of a bit and less a weight, are whole everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+# fully_shard takes floating types alone, and gathers with torch._foreach_copy_, which on a GPU copies bf16 through
+# float32: what reads as a NaN comes out as another one (253 of all 65,536 bit patterns). float32 keeps every bit.
+STORAGE: Final = torch.float32
 
 
 def shard(model: nn.Module, blocks: Iterable[nn.Module]) -> None:

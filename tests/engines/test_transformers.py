@@ -12,9 +12,13 @@ import pytest
 import torch
 
 from karma_electric.axis.files import load_axis
+from karma_electric.axis.model import copy_of_module
 from karma_electric.conversation import Message
+from karma_electric.engines import transformers as transformers_engine
+from karma_electric.engines.interviews import hold_all
 from karma_electric.engines.llama_cpp import LlamaCppEngine
 from karma_electric.engines.protocol import CapActivity, ChatEngine, StreamedToken
+from karma_electric.engines.questions import Answer, Interview, Question, Weigh, Write, ask
 from karma_electric.engines.sampling import Sampling
 from karma_electric.engines.transformers import TransformersEngine
 from karma_electric.errors import InputError, IntegrityError
@@ -135,6 +139,44 @@ def test_greedy_answers_and_weights_are_those_of_llama_cpp(
             ]
             assert scores[0] == pytest.approx(scores[1], abs=2e-3)
             assert held == (abs(sum(map(math.exp, scores[0])) - 1) < 1e-6)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_gpus_share_the_questions(
+    engines: tuple[TransformersEngine, LlamaCppEngine], monkeypatch: pytest.MonkeyPatch, capped: bool
+) -> None:
+    """Two copies of the model on one device give the answers of one."""
+    monkeypatch.setattr(transformers_engine, "other_gpus", lambda _device: [torch.device("cpu")])
+    questions: list[Question] = []
+    for number in range(4):
+        messages = (Message("user", f"{number} boats on the river, and one more"),)
+        questions += [Write(messages, 6 + number, capped), Weigh(messages, ("1/", "10/"), capped, held=True)]
+    found: dict[int, Answer] = {}
+
+    def interview(question: Question) -> Interview[Answer]:
+        answer: Answer = yield question
+        return answer
+
+    class Nothing:
+        def get(self, question: Question) -> None: ...
+
+        def put(self, question: Question, answer: Answer) -> None: ...
+
+    with engines[0].answer_in_parallel(capped=capped) as answers:
+        assert answers.slots == 2
+        hold_all(answers, [interview(each) for each in questions], memory=Nothing(), finished=found.__setitem__)
+    assert [found[place] for place in range(len(questions))] == [ask(engines[0], question) for question in questions]
+
+
+def test_a_copy_of_a_model_is_one_of_its_own() -> None:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "norm": torch.nn.BatchNorm1d(3)})
+    model["tied"] = model["a"]
+    copied = copy_of_module(model, torch.device("cpu"), torch.float64)
+    pairs = [*zip(model.state_dict().values(), copied.state_dict().values(), strict=True)]
+    assert all(torch.equal(one.double(), other.double()) for one, other in pairs)
+    assert not {one.data_ptr() for one, _ in pairs} & {other.data_ptr() for _, other in pairs}
+    assert copied["tied"].weight is copied["a"].weight
+    assert {other.dtype for _, other in pairs} == {torch.float64, torch.int64}
 
 
 def test_weights_are_the_sums_of_the_definition(

@@ -26,6 +26,7 @@ from karma_electric.training.launch import (
     take_over_fsdp,
 )
 from karma_electric.training.qlora import train_adapter
+from karma_electric.training.sharding import STORAGE
 from tests.training.sets import examples, recipe, write_set
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -33,6 +34,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from karma_electric.training.qlora import train_adapter
+from karma_electric.training.sharding import STORAGE
 from tests.training.sets import recipe
 base, train_set, output = map(Path, sys.argv[1:])
 train_adapter(
@@ -84,6 +86,13 @@ def test_two_processes_make_the_adapter_of_one(
     # The optimizer's state is saved once for each share, and there is one where each has all of it.
     assert len(state["optimizer"]) == 2
     assert isinstance(state["optimizer"], list) == (options is SHARES)
+
+
+def test_every_byte_of_a_sharded_weight_survives_a_copy_through_float32() -> None:
+    """So torch._foreach_copy_ copies a 16-bit type on a GPU; other bytes would be other NF4 weights."""
+    pairs = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    both = torch.stack([pairs, pairs.flip(0)], 1)  # with each pattern in either half of four bytes
+    assert torch.equal(both.view(STORAGE).to(torch.float32).to(STORAGE).view(torch.int16), both)
 
 
 @pytest.mark.long
