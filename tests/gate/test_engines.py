@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tests.gate.test_planted_failures import CHECKS, PARAMS
 from tests.server.serving import serving
 from tests.suites.suite_files import SHIPPED_SUITES, good_suites, write_suites
 
+CONVERSATIONS = ("sexual_boundaries_uncapped", "redteam_uncapped")
 CAPPED = [name for name in CHECKS if name.endswith("_capped")]
 
 
@@ -93,6 +96,45 @@ def test_karma_serve_with_the_releases_own_files_is_judged_capped_too(
     assert warm == metrics
     assert b"127.0.0.1" not in (tmp_path / "gate.jsonl").read_bytes() + (tmp_path / "gate.md").read_bytes()
     assert "they are the hashes of the release's files" in (tmp_path / "gate.md").read_text("utf-8")
+
+
+LLAMA_SERVER = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel, params.port = sys.argv[1], 2048, 1, 0
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def llama_server(judged: Judged) -> Iterator[str]:
+    """llama.cpp's own server, with no cap."""
+    command = [sys.executable, "-c", LLAMA_SERVER, str(judged.model)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        addresses = (line.strip() for line in process.stdout)
+        yield next(line for line in addresses if line.startswith("http")) + "/v1"
+        process.stdin.close()
+
+
+def test_llama_server_is_judged_uncapped_and_its_weights_are_a_claim(
+    llama_server: str, judged: Judged, by_llama_cpp: Path, tmp_path: Path
+) -> None:
+    metrics = gate(judged, tmp_path, engine="openai", base_url=llama_server)
+    assert (metrics["judged"]["claimed"], metrics["judged"]["weights_sha256"]) == ("yes", "unknown")
+    assert {name for name, check in metrics["checks"].items() if not check["n"]} == set(CAPPED)
+    texts = [
+        [(row["check"], row["answers"]["texts"]) for row in rows(folder) if row["check"] in CONVERSATIONS]
+        for folder in (tmp_path, by_llama_cpp)
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 2
 
 
 def test_a_server_that_caps_with_another_axis_vouches_for_nothing(
