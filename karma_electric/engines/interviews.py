@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
@@ -26,30 +25,21 @@ class AnswerMemory(Protocol):
 
 
 class OneAtATime:
-    """Engines that answer one question after another, each in a thread of its own where there are several; implements
-    ParallelAnswers. They hold the same model and compute with the same arithmetic."""
+    """An engine that answers one question after another, as ParallelAnswers."""
 
+    slots = 1
     arithmetic = ""
 
-    def __init__(self, engines: Sequence[Engine], pool: Executor) -> None:
-        self.slots = len(engines)
-        self._engines = engines
-        self._pool = pool
-        self._open: dict[Future[Answer], int] = {}  # with its slot
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._question: Question | None = None
 
     def submit(self, slot: int, question: Question) -> None:
-        self._open[self._pool.submit(ask, self._engines[slot], question)] = slot
+        self._question = question
 
     def step(self) -> list[tuple[int, Answer]]:
-        done, _ = wait(self._open, return_when=FIRST_COMPLETED)
-        return sorted(((self._open.pop(answered), answered.result()) for answered in done), key=lambda pair: pair[0])
-
-
-@contextlib.contextmanager
-def one_at_a_time(engines: Sequence[Engine]) -> Iterator[OneAtATime]:
-    """A slot for each engine. What fails in one of them is raised, once the others have answered."""
-    with ThreadPoolExecutor(len(engines)) as pool:
-        yield OneAtATime(engines, pool)
+        question, self._question = self._question, None
+        return [] if question is None else [(0, ask(self._engine, question))]
 
 
 @contextlib.contextmanager
@@ -59,8 +49,7 @@ def parallel_answers(engine: Engine, *, capped: bool) -> Iterator[ParallelAnswer
         with engine.answer_in_parallel(capped=capped) as answers:
             yield answers
     else:
-        with one_at_a_time([engine]) as answers:
-            yield answers
+        yield OneAtATime(engine)
 
 
 @dataclass

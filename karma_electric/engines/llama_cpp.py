@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,8 +31,9 @@ from karma_electric.engines.llama_cpp_parallel import SLOTS, LlamaCppParallelAns
 from karma_electric.engines.llama_cpp_sequence import TokenSequence
 from karma_electric.engines.option_scores import score_options, scores_by_steps
 from karma_electric.engines.protocol import EngineIdentity, Generation, StreamedToken
-from karma_electric.engines.questions import Answer, Question, Weigh, Write
+from karma_electric.engines.questions import Answer, ParallelAnswers, Question, Weigh, Write
 from karma_electric.engines.sampling import Sampling
+from karma_electric.engines.side_by_side import side_by_side
 from karma_electric.errors import InputError, IntegrityError
 
 
@@ -193,8 +195,12 @@ class LlamaCppEngine:
         return self._open_sequences(count, capped=capped)[1]
 
     @contextlib.contextmanager
-    def answer_in_parallel(self, *, capped: bool) -> Iterator[LlamaCppParallelAnswers]:
-        """Room for several questions at once, for one thread and with no lock, of `context_tokens` each."""
+    def answer_in_parallel(self, *, capped: bool) -> Iterator[ParallelAnswers]:
+        """Room for several questions at once, for one thread and with no lock, of `context_tokens` each.
+
+        With two threads or more they are in two contexts, each of which has half of the threads: while one waits for
+        its slowest thread, or for Python, the other computes.
+        """
 
         def begin(sequence: TokenSequence, question: Question) -> Steps[Answer]:
             if question.capped != capped:
@@ -203,10 +209,12 @@ class LlamaCppEngine:
                 return self._write(sequence, question)
             return scores_by_steps(sequence, *self._option_ids(question), held=question.held)
 
-        with contextlib.closing(
-            LlamaCppParallelAnswers(lambda: self._open_sequences(SLOTS, capped=capped), begin)
-        ) as answers:
-            yield answers
+        with contextlib.ExitStack() as stack:
+            parts = []
+            for threads in filter(None, (self._threads - self._threads // 2, self._threads // 2)):
+                opening = partial(self._open_sequences, SLOTS, capped=capped, threads=threads)
+                parts.append(stack.enter_context(contextlib.closing(LlamaCppParallelAnswers(opening, begin))))
+            yield stack.enter_context(side_by_side(parts))
 
     def score(
         self,
@@ -286,14 +294,16 @@ class LlamaCppEngine:
         self._check_length(longest, f"a prompt of {len(bare)} with options up to {longest - len(bare)}")
         return bare, sequences
 
-    def _open_sequences(self, count: int, *, capped: bool) -> tuple[LlamaCppDecoder, list[TokenSequence]]:
+    def _open_sequences(
+        self, count: int, *, capped: bool, threads: int | None = None
+    ) -> tuple[LlamaCppDecoder, list[TokenSequence]]:
         """Sequences with a stream of memory each, in one context, whose cap is proven to act."""
         model = self._open_model()
         callback = self._new_callback(model) if capped else None
         decoder = LlamaCppDecoder(
             model,
             context_tokens=self.context_tokens,
-            threads=self._threads,
+            threads=threads or self._threads,
             cache_type=self._cache_type,
             cap=callback,
             sequences=count,

@@ -24,11 +24,13 @@ from karma_electric.capping.formula import Cap
 from karma_electric.capping.pytorch import CapHooks, capped
 from karma_electric.conversation import Message
 from karma_electric.engines.answer import GrowingAnswer
-from karma_electric.engines.interviews import OneAtATime, one_at_a_time
+from karma_electric.engines.interviews import OneAtATime
 from karma_electric.engines.llama_cpp_sequence import common_length
 from karma_electric.engines.option_tree import OptionTree, TokenPath
 from karma_electric.engines.protocol import CapActivity, EngineIdentity, Generation, StreamedToken
+from karma_electric.engines.questions import ParallelAnswers
 from karma_electric.engines.sampling import Sampling
+from karma_electric.engines.side_by_side import side_by_side
 from karma_electric.engines.torch_model import TorchChatModel, load_torch_model
 from karma_electric.errors import InputError, IntegrityError
 
@@ -115,9 +117,10 @@ class TransformersEngine:
         return Generation(text, tuple(answer.token_ids), answer.finish or "stop", len(prompt), activity)
 
     @contextlib.contextmanager
-    def answer_in_parallel(self, *, capped: bool) -> Iterator[OneAtATime]:
+    def answer_in_parallel(self, *, capped: bool) -> Iterator[ParallelAnswers]:
         """A slot for each GPU, with a copy of the model there; on a CPU, or with one GPU, one slot."""
-        with one_at_a_time([self, *map(self._copy_on, other_gpus(self._open().device))]) as answers:
+        engines = [self, *map(self._copy_on, other_gpus(self._open().device))]
+        with side_by_side([OneAtATime(engine) for engine in engines]) as answers:
             yield answers
 
     def score(

@@ -36,14 +36,19 @@ def cap_of(hidden_size: int, layers: range) -> Cap:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCppEngine]:
+def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parallel")
     path = folder / "q8_0.gguf"
     varied = write_varied_model(tiny_llama, folder / "model")
     write_manifest(varied, read_manifest(tiny_llama)["identity"])
     make_gguf(varied, path, gguf_type="Q8_0", name="tiny", threads=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[LlamaCppEngine]:
     with LlamaCppEngine(
-        path, cap=cap_of(256, range(2, 4)), axis_sha256="a" * 64, threads=1, context_tokens=768
+        model, cap=cap_of(256, range(2, 4)), axis_sha256="a" * 64, threads=1, context_tokens=768
     ) as engine:
         yield engine
 
@@ -122,6 +127,26 @@ def test_an_answer_depends_on_no_slot_no_order_and_no_company(engine: LlamaCppEn
             assert (answer.finish == "length") == (len(answer.token_ids) == question.max_tokens)
     same = [found[question] == ask(engine, question) for question in asked if isinstance(question, Write)]
     assert sum(same) > len(same) // 2  # other bits, but not another model
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_two_contexts_side_by_side_give_the_answers_of_one(engine: LlamaCppEngine, model: Path, capped: bool) -> None:
+    asked = questions(capped)
+    expected = ask_in_parallel(engine, asked)
+    cap = cap_of(256, range(2, 4))
+    for threads in (2, 3):
+        with LlamaCppEngine(model, cap=cap, axis_sha256="a" * 64, threads=threads, context_tokens=768) as several:
+            with several.answer_in_parallel(capped=capped) as answers:
+                assert answers.slots == 2 * SLOTS
+            assert ask_in_parallel(several, asked) == expected
+            assert ask_in_parallel(several, shuffled(asked, threads), each=3) == expected
+
+
+def test_what_fails_in_one_of_two_contexts_is_raised(model: Path) -> None:
+    with LlamaCppEngine(model, threads=2, context_tokens=128) as two:
+        assert len(ask_in_parallel(two, questions(False)[9:12])) == 3
+        with pytest.raises(InputError, match="expected at most 128 of context"):
+            ask_in_parallel(two, [*questions(False)[9:12], *questions(False)[-3:]])
 
 
 def test_a_decode_call_holds_one_prompt_or_one_token_of_every_slot(
