@@ -38,7 +38,7 @@ def check(
     from karma_electric.base_model.packaged_file import find_file
     from karma_electric.base_model.params import PackagedBase
     from karma_electric.fingerprint.packages import check_installed
-    from karma_electric.gate.params import server_url
+    from karma_electric.gate.params import judge_server_url, server_url
     from karma_electric.graph import check_inputs_exist, read_stages
     from karma_electric.parameters import read_yaml
     from karma_electric.recipe import read_recipe
@@ -46,6 +46,7 @@ def check(
     recipe = read_recipe(params)
     if recipe.gate.engine == "openai":
         server_url(recipe.gate)
+    judge_server_url(recipe.gate)
     stages = read_stages(graph, read_yaml(params))
     check_inputs_exist(stages, {source: f"{params}: sets.{name}" for name, source in recipe.sets.items()})
     check_installed(constraints)

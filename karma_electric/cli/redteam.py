@@ -54,7 +54,7 @@ def redteam(
 
     from karma_electric.gate.answer_store import open_answer_store
     from karma_electric.gate.checks import Prompts
-    from karma_electric.gate.engines import open_engine
+    from karma_electric.gate.engines import open_engine, open_judge
     from karma_electric.gate.params import GateParams
     from karma_electric.gate.redteam import run_redteam
     from karma_electric.parameters import read_section
@@ -77,6 +77,7 @@ def redteam(
         axis = load_cap(find_axis(acap, or_else="; or --mode uncapped"), path)
     runs = []
     with (
+        open_judge(bars) as judge_model,
         open_engine(bars, path, axis, threads=threads) as opened,
         open_answer_store(working_store("answers") / "answers.db") as store,
     ):
@@ -90,6 +91,7 @@ def redteam(
                 report=say,
                 store=store if opened.may_keep_answers else None,
                 arithmetic=opened.arithmetic,
+                judge_model=judge_model,
             )
             runs.append(run)
             if not json_output:

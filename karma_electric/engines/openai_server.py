@@ -42,12 +42,21 @@ class ReleaseFiles:
     cap: Cap
 
 
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What errors call the recipe's key for the model, and the environment's variable for the key of the server."""
+
+    model: str = "gate.served_model"
+    key: str = "KARMA_API_KEY"
+
+
 class OpenAIServerEngine:
     """The model `served_model`, or the only one, of the server at `base_url` (as http://127.0.0.1:8080/v1).
 
     Implements karma_electric.engines.protocol.Engine, but for `prefix`: a server writes whole answers. `tokenize` is a
-    function of the release's own file, since the server's vocabulary cannot be asked for. `api_key` is sent to that
-    server only. A context manager.
+    function of the release's own file, since the server's vocabulary cannot be asked for. A server that is not meant to
+    run a release (a judge) has neither; it is never vouched for. `api_key` is sent to that server only; `settings` are
+    the names that errors give to where model and key are chosen. A context manager.
 
     Raises SetupError for a server that is not there, refuses, or breaks the protocol; IntegrityError where what
     answers changes in between.
@@ -57,14 +66,16 @@ class OpenAIServerEngine:
         self,
         base_url: str,
         *,
-        tokenize: Callable[[str, bool], list[int]],
-        release: ReleaseFiles,
+        tokenize: Callable[[str, bool], list[int]] | None = None,
+        release: ReleaseFiles | None = None,
         served_model: str | None = None,
         api_key: str | None = None,
+        settings: ServerSettings = ServerSettings(),
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._tokenize = tokenize
+        self._settings = settings
         self._url = base_url.rstrip("/")
         self._answer_seconds = answer_seconds
         self._client = httpx2.Client(
@@ -90,6 +101,8 @@ class OpenAIServerEngine:
 
     def tokenize(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of `text` in the vocabulary of the release's file."""
+        if self._tokenize is None:
+            raise InputError(f"{self._url}: its vocabulary is not known, so it counts no tokens")
         return self._tokenize(text, parse_special)
 
     def generate(
@@ -156,7 +169,7 @@ class OpenAIServerEngine:
     ) -> None:
         self.close()
 
-    def _identify(self, release: ReleaseFiles) -> tuple[EngineIdentity, str | None]:
+    def _identify(self, release: ReleaseFiles | None) -> tuple[EngineIdentity, str | None]:
         """What `karma serve` says that it runs, and the fingerprint that each of its answers must carry."""
         nobody = EngineIdentity("openai", UNKNOWN, UNKNOWN, None, claimed=True)
         parts = urlsplit(self._url)
@@ -175,7 +188,7 @@ class OpenAIServerEngine:
             weights_sha256=claimed.weights_sha256,
             axis_sha256=axis,
             claimed=True,
-            vouched=_caps_as_released(found, release),
+            vouched=release is not None and _caps_as_released(found, release),
         )
         return identity, claimed.fingerprint
 
@@ -189,7 +202,7 @@ class OpenAIServerEngine:
         if wanted is not None and wanted not in names:
             raise SetupError(f"{self._url}: does not serve {_words(wanted)}; it serves {_listed(names)}")
         if wanted is None and len(names) != 1:
-            raise SetupError(f"{self._url}: serves {_listed(names)}; choose one with gate.served_model")
+            raise SetupError(f"{self._url}: serves {_listed(names)}; choose one with {self._settings.model}")
         return names[0] if wanted is None else wanted
 
     def _probe(self) -> bool:
@@ -276,7 +289,8 @@ class OpenAIServerEngine:
 
     def _refusal(self, status: int, found: dict[str, Any] | None, what: str) -> SetupError:
         if status in (401, 403):
-            return SetupError(f"{self._url}: refused {what} (HTTP {status}); set KARMA_API_KEY to a key of this server")
+            key = self._settings.key
+            return SetupError(f"{self._url}: refused {what} (HTTP {status}); set {key} to a key of this server")
         error = (found or {}).get("error")
         message = error.get("message") if isinstance(error, dict) else error
         said = (

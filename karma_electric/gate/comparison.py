@@ -46,22 +46,36 @@ def compare_evidence(before: Path, after: Path) -> list[Comparison]:
     """Compare check by check, at the confidence of the run after.
 
     Rates: McNemar's exact test. Means: a paired permutation test and a paired bootstrap. Raises InputError when no
-    check has an item that both runs asked in the same words.
+    check has an item that both runs asked in the same words. A change of conversations that were not judged by the same
+    judge model, or lack of one, is no finding about the model that answered.
     """
     first, second = read_evidence(before), read_evidence(after)
+    same_judge = (first.judge_model, first.prompts_sha256.get("judge")) == (
+        second.judge_model,
+        second.prompts_sha256.get("judge"),
+    )
     confidence = second.params.confidence
     found = []
     for check in dict.fromkeys(row["check"] for row in second.rows):
         pairs = _shared(first, second, check)
         if pairs:
             measured = _means(pairs, _MEANS[check], confidence) if check in _MEANS else _rates(pairs, confidence)
-            found.append((check, len(pairs), measured))
+            by_others = not same_judge and any("judge" in row["answers"] for pair in pairs for row in pair)
+            found.append((check, len(pairs), measured, by_others))
     if not found:
         raise InputError(f"{before} and {after}: asked no item in the same words; nothing can be compared")
-    _, corrected, _, _ = multipletests([measured[3] for _, _, measured in found], method="holm")
+    _, corrected, _, _ = multipletests([measured[3] for _, _, measured, _ in found], method="holm")
     return [
-        Comparison(check, n, change, low, high, float(p), _finding(check, change, float(p), confidence))
-        for (check, n, (change, low, high, _)), p in zip(found, corrected, strict=True)
+        Comparison(
+            check,
+            n,
+            change,
+            low,
+            high,
+            float(p),
+            "another judge model" if by_others else _finding(check, change, float(p), confidence),
+        )
+        for (check, n, (change, low, high, _), by_others), p in zip(found, corrected, strict=True)
     ]
 
 

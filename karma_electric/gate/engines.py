@@ -11,11 +11,10 @@ from pathlib import Path
 from karma_electric.axis.loading import LoadedAxis
 from karma_electric.engines.protocol import Engine
 from karma_electric.errors import InputError
-from karma_electric.gate.params import GateParams, server_url
+from karma_electric.gate.params import JUDGE_KEY_VARIABLE, KEY_VARIABLE, GateParams, judge_server_url, server_url
 from karma_electric.gate.plan import all_checks
 
 CONTEXT_TOKENS = 2048  # of each conversation; as many are in memory as llama.cpp answers at once
-KEY_VARIABLE = "KARMA_API_KEY"  # no other name: a key of somebody else's server must not go to this one
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,25 @@ def _open_server(params: GateParams, model: Path, axis: LoadedAxis | None) -> It
             )
     finally:
         vocabulary.free()
+
+
+@contextlib.contextmanager
+def open_judge(params: GateParams) -> Iterator[Engine | None]:
+    """The judge model that the recipe names; None where it names none. Its identity is a claim that nothing of the
+    release can vouch for, so its answers are never kept. Raises as `open_engine` does."""
+    url = judge_server_url(params)
+    if url is None:
+        yield None
+        return
+    from karma_electric.engines.openai_server import OpenAIServerEngine, ServerSettings
+
+    with OpenAIServerEngine(
+        url,
+        served_model=params.judge_model,
+        api_key=os.environ.get(JUDGE_KEY_VARIABLE) or None,
+        settings=ServerSettings(model="gate.judge_model", key=JUDGE_KEY_VARIABLE),
+    ) as server:
+        yield server
 
 
 def _not_asked(params: GateParams, *, vouched: bool, weighs: bool) -> dict[str, str]:

@@ -19,7 +19,7 @@ from karma_electric.parameters import parse_parameters
 from karma_electric.wording import counted
 
 FORM = "karma-gate-evidence-1"
-_WHERE = ("base_url", "served_model")  # they say where something answered, not what
+_WHERE = ("base_url", "served_model", "judge_url", "judge_model")  # they say where something answered, not what
 _NOT_IN_THE_FILE = {
     "engine": "llama.cpp",
     **dict.fromkeys(_WHERE),
@@ -35,6 +35,7 @@ class EvidenceFile:
     prompts_sha256: dict[str, str]
     rows: list[dict[str, Any]]
     not_asked: dict[str, str] = field(default_factory=dict)  # checks without rows, and why
+    judge_model: EngineIdentity | None = None  # the model that judged the conversations, too
 
 
 def evidence_bytes(result: GateResult, params: GateParams, prompts_sha256: dict[str, str]) -> bytes:
@@ -49,6 +50,8 @@ def evidence_bytes(result: GateResult, params: GateParams, prompts_sha256: dict[
         "rows": len(rows),
         "rows_sha256": _rows_sha256(rows),
     }
+    if result.judge_model is not None:
+        header["judge_model"] = judged(result.judge_model)
     return write_json_lines([header, *rows])
 
 
@@ -70,14 +73,16 @@ def read_evidence(path: Path) -> EvidenceFile:
         raise IntegrityError(f"{path}: a row is not the one that was written; run the gate again")
     try:
         identity = _identity(header["judged"])
-        prompts = {name: str(header["prompts_sha256"][name]) for name in ("persona", "evaluator")}
+        judge = _identity(header["judge_model"]) if "judge_model" in header else None
+        asked = ("persona", "evaluator", *(("judge",) if judge is not None else ()))
+        prompts = {name: str(header["prompts_sha256"][name]) for name in asked}
         not_asked = {str(name): str(reason) for name, reason in header.get("not_asked", {}).items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}:1: does not say what was judged ({error}); run the gate again") from error
     told = header.get("params")
     params = _NOT_IN_THE_FILE | told if isinstance(told, dict) else told
     parsed = parse_parameters(params, GateParams, where=f"{path}:1: params")
-    return EvidenceFile(identity, parsed, prompts, rows, not_asked)
+    return EvidenceFile(identity, parsed, prompts, rows, not_asked, judge)
 
 
 def _identity(found: dict[str, Any]) -> EngineIdentity:

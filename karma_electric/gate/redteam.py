@@ -72,6 +72,7 @@ def run_redteam(
     report: Callable[[str], None],
     store: AnswerStore | None = None,
     arithmetic: str = "",
+    judge_model: Engine | None = None,
 ) -> RedteamRun:
     """Ask every scenario and judge it as the gate does. Answers are taken from `store` where it has them."""
     check = RedteamCappedCheck(params) if capped else RedteamCheck(params)
@@ -81,5 +82,6 @@ def run_redteam(
         rows[place] = row
         report(f"{len(rows)} of {len(items)}: {row.id} {row.findings['verdict']}")
 
-    Questioner(engine, prompts, store, arithmetic).ask_all([Asked(check, item) for item in items], done)
+    questioner = Questioner(engine, prompts, store, arithmetic, judge_model)
+    questioner.ask_all([Asked(check, item) for item in items], done)
     return RedteamRun(capped, [rows[place] for place in sorted(rows)], params.confidence)

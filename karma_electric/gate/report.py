@@ -42,6 +42,7 @@ def gate_report(result: GateResult) -> str:
         f"- weights sha256 `{engine.weights_sha256}`",
         f"- axis sha256 `{engine.axis_sha256 or 'none'}`",
         "",
+        *_judge_model(result),
         "A check passes when its whole confidence interval lies on the right side of its bar, fails when the interval",
         "lies on the wrong side, and is inconclusive in between: more items would be needed. A bar of `all` allows no",
         "failure, and asks for enough items that none of them failing says something. Unreadable and missing answers",
@@ -71,6 +72,22 @@ def gate_report(result: GateResult) -> str:
     if not any(True for _ in result.failures()):
         lines += ["Nothing.", ""]
     return "\n".join(lines)
+
+
+def _judge_model(result: GateResult) -> list[str]:
+    """Who else judged the conversations, and what that changed."""
+    judge = result.judge_model
+    if judge is None:
+        return []
+    verdicts = [row.findings for row in result.evidence if "judge_verdict" in row.findings]
+    changed = sum(found["verdict"] != found["rules_verdict"] for found in verdicts)
+    return [
+        f"A judge model read the conversations, too: {judge.build}{_CLAIMED[claim(judge)]}, weights sha256",
+        f"`{judge.weights_sha256}`. A fail of the rules stands; where the rules are unclear, the judge's verdict",
+        f"counts; otherwise the worse of both. It changed the verdict of {changed} of "
+        f"{counted(len(verdicts), 'conversation')}.",
+        "",
+    ]
 
 
 def _row(check: CheckResult) -> str:

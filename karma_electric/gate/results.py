@@ -63,6 +63,7 @@ class GateResult:
     engine: EngineIdentity
     subset: int | None
     not_asked: dict[str, str] = field(default_factory=dict)  # checks that this engine could not be asked, and why
+    judge_model: EngineIdentity | None = None  # the model that judged the conversations, too; None: the rules alone
 
     @property
     def verdict(self) -> Verdict:
@@ -75,6 +76,7 @@ class GateResult:
             "verdict": self.verdict,
             "items_per_check": self.subset if self.subset is not None else "all",
             "judged": judged(self.engine) | {"evidence_sha256": evidence_sha256},
+            **({} if self.judge_model is None else {"judge_model": judged(self.judge_model)}),
             "checks": {check.name: check.as_metrics() for check in self.checks},
         }
 
@@ -83,7 +85,7 @@ class GateResult:
 
 
 def judged(identity: EngineIdentity) -> dict[str, Any]:
-    """What was judged, as the metrics and the evidence name it."""
+    """What was judged, or what judged, as the metrics and the evidence name it."""
     return {
         "engine": identity.engine,
         "build": identity.build,

@@ -13,7 +13,7 @@ from karma_electric.axis.loading import load_cap
 from karma_electric.errors import IntegrityError
 from karma_electric.gate.answer_store import open_answer_store
 from karma_electric.gate.checks import Prompts
-from karma_electric.gate.engines import open_engine
+from karma_electric.gate.engines import open_engine, open_judge
 from karma_electric.gate.evidence_file import evidence_bytes, read_evidence
 from karma_electric.gate.judging import judge, judge_again
 from karma_electric.gate.params import GateParams
@@ -21,6 +21,7 @@ from karma_electric.gate.report import gate_report
 from karma_electric.gate.results import GateResult
 from karma_electric.integrity import sha256_file, write_bytes, write_text
 from karma_electric.prompts import read_prompt
+from karma_electric.suites.conduct_judge import JUDGE_PROMPT
 from karma_electric.suites.items import read_suites
 
 
@@ -54,6 +55,7 @@ def run_gate(
     items = read_suites(suites)
     persona, evaluator = read_prompt(persona_prompt), read_prompt(evaluator_prompt)
     with contextlib.ExitStack() as stack:
+        judge_model = stack.enter_context(open_judge(params))  # not there? said before the model answers anything
         opened = stack.enter_context(open_engine(params, model, load_cap(axis, model)))
         keep_in = store if opened.may_keep_answers else None
         prompts = Prompts(persona, evaluator, held=opened.held)
@@ -66,8 +68,9 @@ def run_gate(
             store=None if keep_in is None else stack.enter_context(open_answer_store(keep_in)),
             arithmetic=opened.arithmetic,
             not_asked=opened.not_asked,
+            judge_model=judge_model,
         )
-    data = evidence_bytes(result, params, _hashes(prompts))
+    data = evidence_bytes(result, params, _hashes(prompts, judged=result.judge_model is not None))
     write_bytes(evidence, data)
     write_text(report_markdown, gate_report(result))
     return GateRun(result, result.as_metrics(evidence_sha256=hashlib.sha256(data).hexdigest()))
@@ -77,7 +80,9 @@ def replay_gate(evidence: Path, *, params: GateParams | None = None) -> GateRun:
     """Judge again from kept answers: with the bars that were used, or with others. Raises as `judge_again` does, and
     IntegrityError when a row's own findings are not what the rules of today find."""
     kept = read_evidence(evidence)
-    result = judge_again(kept.rows, kept.identity, params=params or kept.params, not_asked=kept.not_asked)
+    result = judge_again(
+        kept.rows, kept.identity, params=params or kept.params, not_asked=kept.not_asked, judge_model=kept.judge_model
+    )
     return GateRun(result, result.as_metrics(evidence_sha256=sha256_file(evidence)))
 
 
@@ -97,8 +102,7 @@ def check_same_verdict(metrics: dict[str, Any], run: GateRun) -> None:
         )
 
 
-def _hashes(prompts: Prompts) -> dict[str, str]:
-    return {
-        "persona": hashlib.sha256(prompts.persona.encode("utf-8")).hexdigest(),
-        "evaluator": hashlib.sha256(prompts.evaluator.encode("utf-8")).hexdigest(),
-    }
+def _hashes(prompts: Prompts, *, judged: bool) -> dict[str, str]:
+    """Of the system prompts; of the judge model's instruction where one `judged`."""
+    texts = {"persona": prompts.persona, "evaluator": prompts.evaluator} | ({"judge": JUDGE_PROMPT} if judged else {})
+    return {name: hashlib.sha256(text.encode("utf-8")).hexdigest() for name, text in texts.items()}

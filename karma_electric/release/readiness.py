@@ -11,9 +11,8 @@ from typing import Any
 
 from karma_electric.canonical import read_json_object
 from karma_electric.errors import GateFailedError, GateInconclusiveError, InputError, IntegrityError
-from karma_electric.gate.evidence_file import read_evidence
-from karma_electric.gate.judging import judge_again
 from karma_electric.gate.report import gate_report
+from karma_electric.gate.run import replay_gate
 from karma_electric.graph import read_lock
 from karma_electric.integrity import sha256_file
 from karma_electric.release.judging_code import JUDGING_CODE, judging_code_sha256
@@ -37,17 +36,15 @@ def check_gate(release: Release) -> str:
                 f"{path}: judged.{key} is {str(judged.get(key))[:16]}…, which is no file of this release; "
                 "run `dvc repro gate`"
             )
-    evidence = release.local(EVIDENCE_NAME)
-    kept = read_evidence(evidence)
-    again = judge_again(kept.rows, kept.identity, params=kept.params, not_asked=kept.not_asked)
-    found = again.as_metrics(evidence_sha256=sha256_file(evidence))
+    again = replay_gate(release.local(EVIDENCE_NAME))
+    found = again.metrics
     if found != gate:
         raise IntegrityError(
             f"{path}: says {gate.get('verdict')!r}, its evidence says {found['verdict']!r} or differs in a number; "
             "run `dvc repro gate`"
         )
     report = release.local(REPORT_NAME)
-    if report.read_bytes() != gate_report(again).encode("utf-8"):
+    if report.read_bytes() != gate_report(again.result).encode("utf-8"):
         raise IntegrityError(f"{report}: not the report of this evidence; run `dvc repro`")
     return str(found["verdict"])
 
