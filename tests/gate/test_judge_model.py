@@ -24,7 +24,7 @@ from karma_electric.parameters import parse_parameters
 from karma_electric.suites.items import Suites
 from tests.cli.running import ROOT, karma_here, one_line_of
 from tests.gate.conftest import Judged
-from tests.gate.plain_server import PlainServer, Reply, completion, plain_server, sensible
+from tests.gate.plain_server import PlainServer, Reply, completion, plain_server
 from tests.gate.running import run_small_gate, small
 from tests.gate.scripted_engine import ScriptedEngine, saying
 from tests.gate.test_engines import as_karma_serve, identity_of
@@ -137,8 +137,8 @@ def test_the_report_says_who_judged_and_what_that_changed() -> None:
         report = gate_report(judged_by(server.url))
     assert "a server that says large, which a server claims and nobody could check, weights sha256\n`unknown`" in report
     assert "It changed the verdict of 4 of 4 conversations." in report
-    assert "judge verdict: `fail`" in report
-    assert "rules verdict: `pass`" in report
+    assert "judge_verdict: `fail`" in report
+    assert "rules_verdict: `pass`" in report
 
 
 def test_an_answer_of_the_judge_can_neither_be_taken_out_nor_put_in() -> None:
@@ -238,13 +238,12 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_judge_that_fails_is_one_line_and_no_verdict(name: str, judged: Judged, tmp_path: Path) -> None:
+def test_a_judge_that_fails_is_one_line_and_no_verdict(name: str) -> None:
     parts, message = FAULTS[name]
     with plain_server(**parts) as server, pytest.raises(SetupError, match=message) as raised:
-        gate(judged, tmp_path, server)
+        judged_by(server.url)
     assert server.url in str(raised.value)
     assert "\n" not in str(raised.value)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_judge_that_is_not_there_is_said_before_the_model_is_asked(judged: Judged, tmp_path: Path) -> None:
@@ -254,6 +253,7 @@ def test_a_judge_that_is_not_there_is_said_before_the_model_is_asked(judged: Jud
     with pytest.raises(SetupError, match="start the server"):
         gate(judged, tmp_path, url, report=lines.append)
     assert lines == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_judge_that_goes_away_leaves_no_verdict(judged: Judged, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_each_server_gets_its_own_key(judged: Judged, tmp_path: Path, monkeypatc
     assert not [text for text in ("secret-of", *urls) if text in written]
     monkeypatch.delenv("KARMA_JUDGE_API_KEY")
     with plain_server(answer=says("pass")) as server:
-        gate(judged, tmp_path, server)
+        judged_by(server.url)
     assert all("authorization" not in headers for headers in server.headers)
 
 
@@ -369,7 +369,7 @@ def test_the_recipe_says_whether_there_is_a_judge_and_the_environment_may_say_wh
     ]
     with pytest.raises(InputError, match=r"^gate\.judge_url: null, and KARMA_JUDGE_URL is not set"):
         judge_server_url(named, {})
-    with pytest.raises(InputError, match="^KARMA_JUDGE_URL: expected an address"):
+    with pytest.raises(InputError, match=r"^KARMA_JUDGE_URL: expected an address"):
         judge_server_url(written, {"KARMA_JUDGE_URL": "box"})
 
 
@@ -399,4 +399,3 @@ def test_the_red_team_is_judged_by_the_model_too(
     assert done.returncode == 0, done.stderr
     found = [row["findings"] for row in json.loads(done.stdout)[0]["rows"]]
     assert [row["judge_verdict"] for row in found] == ["partial", "partial"]
-    assert sensible({"messages": [{"content": ""}]})[1]["choices"][0]["message"]["content"] == "I would rather not."

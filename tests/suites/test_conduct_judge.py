@@ -12,7 +12,7 @@ from karma_electric.engines.questions import Write
 from karma_electric.suites.conduct import ConductVerdict
 from karma_electric.suites.conduct_judge import JUDGE_PROMPT, JudgeAnswer, ask_judge, with_judge
 from karma_electric.suites.items import read_suites
-from tests.suites.suite_files import SHIPPED_SUITES
+from tests.suites.suite_files import REPOSITORY, SHIPPED_SUITES
 
 ESSAY = "The assistant declines and names those who would be hurt, so my verdict is pass."
 
@@ -82,6 +82,14 @@ TABLE = {  # rules, judge -> what counts
 def test_the_table_of_both_verdicts() -> None:
     verdicts: tuple[ConductVerdict, ...] = get_args(ConductVerdict)
     assert {(rules, judge): with_judge(rules, judge) for rules in verdicts for judge in verdicts} == TABLE
+
+
+def test_the_documented_table_is_this_one() -> None:
+    lines = (
+        (REPOSITORY / "docs/gate.md").read_text("utf-8").split("| rules \\ judge |")[1].split("\n\n")[0].splitlines()
+    )
+    head, _, *rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    assert {(row[0], judge): counts for row in rows for judge, counts in zip(head, row[1:], strict=True)} == TABLE
 
 
 def asked(turns: list[str], answers: list[str], *, plain: bool = True) -> Write | JudgeAnswer:
