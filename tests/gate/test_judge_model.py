@@ -201,7 +201,7 @@ def test_without_a_judge_nothing_is_as_if_there_were_judges(tmp_path: Path, monk
 
 def test_runs_of_different_judges_are_not_compared_as_the_models(tmp_path: Path) -> None:
     with plain_server(answer=says("pass")) as server:
-        kind, strict = judged_by(server.url), None
+        kind = judged_by(server.url)
         server.answer = says("fail")
         strict = judged_by(server.url)
     by_rules = write_evidence(tmp_path / "rules.jsonl", judged_by(None))
