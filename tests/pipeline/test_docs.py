@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from karma_electric.gate.params import GateParams
+from karma_electric.gate.plan import all_checks
+from karma_electric.parameters import read_section
+from karma_electric.suites.items import read_suites
 from tests.pipeline.project import REPOSITORY, Project
 
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+_README = (REPOSITORY / "README.md").read_text("utf-8")
 _BLOCK = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -45,17 +50,27 @@ def test_every_documented_command_runs(project: Project) -> None:
 
 
 def test_the_readme_shows_the_gate_of_the_committed_metrics() -> None:
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
     metrics = json.loads((REPOSITORY / "metrics/gate.json").read_text("utf-8"))
-    rows = {
-        line.split()[0]: " ".join(line.split()[1:]) for line in readme.splitlines() if re.search(r" of \d+ .*%", line)
-    }
-    assert rows.keys() >= metrics["checks"].keys()
+    subset, whole = (_rows(part) for part in _README.split("    verdict: ")[:2])
+    assert subset.keys() == whole.keys() == metrics["checks"].keys()
     for name, check in metrics["checks"].items():
         interval = f"{check['low']:.1%} to {check['high']:.1%}"
         shown = f"{check['passed']} of {check['n']} {interval} {check.get('verdict') or 'reported'}"
-        assert rows[name].startswith(shown), f"README.md says of {name}: {rows[name]}"
-    assert f"    verdict: {metrics['verdict']}\n" in readme
+        assert subset[name].startswith(shown), f"README.md says of {name}: {subset[name]}"
+    assert f"    verdict: {metrics['verdict']}\n" in _README
+
+
+def test_the_readme_shows_the_gate_with_every_item() -> None:
+    suites = read_suites(REPOSITORY / "data/suites")
+    whole = _rows(_README.split("    verdict: ")[1])
+    for check in all_checks(read_section(REPOSITORY / "params.yaml", "gate", GateParams)):
+        assert f" of {len(check.items(suites))} " in whole[check.name]
+
+
+def _rows(text: str) -> dict[str, str]:
+    """By check, the lines of a gate's verdict, without their spaces."""
+    found = (line.split() for line in text.splitlines() if re.search(r" of \d+ .*%", line))
+    return {name: " ".join(rest) for name, *rest in found}
 
 
 def test_every_listed_exception_is_in_the_documentation_and_has_a_reason() -> None:
