@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from karma_electric.base_model.quiet import quiet_libraries
+from karma_electric.engines.llama_cpp_parallel import SLOTS
 from karma_electric.fit.machine import Machine
 from karma_electric.fit.training_memory import (
     ModelSizes,
@@ -22,10 +23,12 @@ from karma_electric.fit.training_memory import (
     needed_host_bytes,
 )
 from karma_electric.fit.training_set import TrainingSet
+from karma_electric.gate.engines import CONTEXT_TOKENS
 from karma_electric.gguf_files.llama_config import LlamaConfig
 from karma_electric.recipe import Recipe
 
 _BF16_BYTES: Final = 2
+_F16_BYTES: Final = 2
 _F32_BYTES: Final = 4
 _LIBRARIES_BYTES: Final = 0.6e9  # Python with PyTorch and transformers
 _CUDA_HOST_BYTES: Final = 3e9  # CUDA's libraries, and the compiler of kernels
@@ -70,9 +73,14 @@ def stage_needs(recipe: Recipe, config: LlamaConfig, sets: Sequence[TrainingSet]
         seconds = _START_SECONDS + sizes.parameters / rate / machine.cores + (model_bytes + size) / 1e9
         yield Need(f"quantize@{kind}", 0, host, size, seconds)
     yield _extraction(recipe, config, sizes, machine, on_gpu=on_gpu)
-    judged = gguf_bytes(config, recipe.quantize.judged)
-    cache = 2 * 4096 * config.blocks * config.key_value_heads * config.head_size * _BF16_BYTES
-    yield Need("gate", 0, round(0.4e9 + judged + cache), 0, None)
+    yield Need("gate", 0, gate_host_bytes(recipe.quantize.judged, config, machine.cores), 0, None)
+
+
+def gate_host_bytes(gguf_type: str, config: LlamaConfig, cores: int) -> int:
+    """What llama.cpp holds of a model: the file, and keys and values of every slot, in two contexts side by side."""
+    tokens = min(2, cores) * SLOTS * CONTEXT_TOKENS
+    cache = 2 * tokens * config.blocks * config.key_value_heads * config.head_size * _F16_BYTES
+    return round(0.4e9 + gguf_bytes(config, gguf_type) + cache)
 
 
 def gguf_bytes(config: LlamaConfig, gguf_type: str) -> int:

@@ -13,7 +13,7 @@ import yaml
 from karma_electric.errors import InputError
 from karma_electric.fit.base_config import base_config
 from karma_electric.fit.machine import Gpu, Machine, this_machine
-from karma_electric.fit.needs import extraction_host_bytes, gguf_bytes
+from karma_electric.fit.needs import extraction_host_bytes, gate_host_bytes, gguf_bytes
 from karma_electric.fit.proposal import proposed_budget, write_budget
 from karma_electric.fit.report import judge_fit
 from karma_electric.fit.training_memory import allocated_bytes, longest_row, model_sizes, needed_host_bytes
@@ -66,6 +66,15 @@ def test_training_the_shipped_recipe_on_a_cpu_takes_what_was_measured(tmp_path: 
     shipped = read_recipe(ROOT / "profiles/smollm2-135m.yaml")
     found = needed_host_bytes(base_config(shipped.base, tmp_path), shipped.train, 3161)
     assert found == pytest.approx(4.76e9, rel=0.15)
+
+
+def test_the_gate_takes_what_was_measured() -> None:
+    """All items, on two cores."""
+    smollm2 = replace(
+        LLAMA_8B, hidden_size=576, feed_forward_length=1536, blocks=30, heads=9, key_value_heads=3, head_size=64,
+        vocab_size=49152, tied_embeddings=True,
+    )  # fmt: skip
+    assert gate_host_bytes("Q8_0", smollm2, cores=2) == pytest.approx(1.31e9, rel=0.15)
 
 
 def test_extraction_on_a_cpu_takes_what_was_measured(tmp_path: Path) -> None:
